@@ -45,3 +45,18 @@ type Token struct {
 	CIDR    netip.Prefix // from where; invalid: from anywhere
 	Server  string       // the server that made it
 }
+
+// Admission is what one accepted attestation commits, all or nothing: its uses are marked and its node is written. The store
+// gives the node its generation: 1 to a new one, the next to one that it knows; a Generation other than 0 is judged as a renewal's.
+type Admission struct {
+	Node Node
+	Uses []Use
+}
+
+// Ban takes nodes out: one by its agent ID, or all that carry a selector, now and later. It covers their node keys and their
+// evidence keys too, so that a banned host does not come back under another name.
+type Ban struct {
+	Subject string // an agent ID or method:key:value
+	Reason  string
+	DryRun  bool // only say whom it would touch
+}
