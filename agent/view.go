@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// View is all that one workload may hold at one moment. Its slices are shared between views and never changed; a reader must not
+// change them either.
+type View struct {
+	Known   bool // the entries are known; false only before the first full sync, and once the subscription has ended
+	Pending bool // entitled to at least one identity whose SVID is still being signed
+	// Identities are ordered by the name of their entry. The order holds over every update and restart, so the default identity,
+	// which is the first, changes only when an entry whose name sorts before it comes or goes. Of several entries with the same
+	// hint only the first keeps it.
+	Identities []Identity
+	Bundles    []Bundle // the own trust domain's first, then those that these entries federate with, by name
+}
+
+// Identity is one X.509-SVID with its key.
+type Identity struct {
+	Entry    string // the entry's name
+	ID       spiffeid.ID
+	Hint     string
+	Chain    [][]byte // DER, leaf first
+	Key      []byte   // PKCS#8 DER
+	NotAfter time.Time
+}
+
+// Bundle is one trust domain's bundle.
+type Bundle struct {
+	TrustDomain spiffeid.TrustDomain
+	Roots       [][]byte // DER
+	Issuing     [][]byte // DER; own trust domain only: a proxy hands over a bare leaf
+	JWT         []byte   // a JWK set; empty: none
+	RefreshHint time.Duration
+	Sequence    uint64
+}
