@@ -1,0 +1,123 @@
+// Package audit is the evidence that stays: one record per attestation, issuance, decision and admin act. Start with Issuance;
+// Row is how a record stands in the store and in a file, Lines is the file, Ring carries decisions off the request path.
+//
+// Attestations, issuances and admin acts are rows of the store, written in the transaction that they are about; files are fed
+// from the rows. Decisions go to their file alone. No record holds a key, a token or a signature.
+package audit
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"time"
+)
+
+// The kinds of a Row.
+const (
+	KindIssuance    = "issuance"
+	KindAttestation = "attestation"
+	KindAdmin       = "admin"
+)
+
+// Row is a record as it stands in the store and as one line of a file.
+type Row struct {
+	ID     uint64          `json:"id"` // goes up; never given twice
+	Time   time.Time       `json:"time"`
+	Server string          `json:"server"`
+	Kind   string          `json:"kind"`
+	Record json.RawMessage `json:"record"` // an Issuance, an Attestation or an Admin
+}
+
+// Digest is a SHA-256, written in lower-case hex.
+type Digest [32]byte
+
+// MarshalText is lower-case hex.
+func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText reads 64 hex digits.
+func (d *Digest) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(d)) {
+		return hex.ErrLength
+	}
+	_, err := hex.Decode(d[:], text)
+	return err
+}
+
+// Issuance is the intent to sign one certificate, recorded before the key moves. A certificate without one is not ours.
+type Issuance struct {
+	Time           time.Time `json:"time"`
+	Server         string    `json:"server"`
+	Serial         string    `json:"serial"` // lower-case hex; unique in the store
+	SPIFFEID       string    `json:"spiffe_id"`
+	Entry          string    `json:"entry,omitempty"` // empty for what has no entry: agent and server SVIDs
+	EntryRevision  uint64    `json:"entry_revision,omitempty"`
+	Node           string    `json:"node,omitempty"`            // the agent ID; empty for server SVIDs
+	NodeGeneration uint64    `json:"node_generation,omitempty"` // as it was read; 0: whichever
+	AuthorityID    string    `json:"authority_id"`
+	Profile        string    `json:"profile"`
+	NotBefore      time.Time `json:"not_before"`
+	NotAfter       time.Time `json:"not_after"`
+	Draft          Digest    `json:"draft"` // of the exact to-be-signed certificate
+	RequestID      string    `json:"request_id,omitempty"`
+}
+
+// The outcomes of an Attestation.
+const (
+	Admitted = "admitted" // a node came, or proved its evidence anew
+	Renewed  = "renewed"  // by its node key
+	Locked   = "locked"   // two copies of one data directory: nothing more is issued
+)
+
+// Attestation is what a node proved, and what came of it. Strangers that were refused are counted by the server, not recorded.
+type Attestation struct {
+	Time       time.Time `json:"time"`
+	Server     string    `json:"server"`
+	AgentID    string    `json:"agent_id"`
+	Method     string    `json:"method"` // methods joined by plus signs; "renewal"
+	Selectors  []string  `json:"selectors,omitempty"`
+	Assurance  uint8     `json:"assurance"`
+	Evidence   Digest    `json:"evidence"` // digest of what was judged
+	NodeKey    Digest    `json:"node_key"` // SHA-256 of the node key's PKIX DER
+	Generation uint64    `json:"generation"`
+	From       string    `json:"from,omitempty"` // the address
+	Outcome    string    `json:"outcome"`
+	RequestID  string    `json:"request_id,omitempty"`
+}
+
+// The acts of an Admin.
+const (
+	ActApply = "entry apply"
+	ActToken = "token create"
+	ActBan   = "node ban"
+	ActEvict = "node evict"
+)
+
+// Admin is one act of an operator. Whoever serves the call names the Principal and the RequestID; the store fills the rest.
+type Admin struct {
+	Time      time.Time `json:"time"`
+	Server    string    `json:"server"`
+	Principal string    `json:"principal"` // uid:1000, or a SPIFFE ID
+	Act       string    `json:"act"`
+	Subject   string    `json:"subject,omitempty"` // what it was done to: owner, token id, agent ID, selector
+	Changes   []string  `json:"changes,omitempty"` // "created orders", "banned spiffe://..."
+	Reason    string    `json:"reason,omitempty"`  // as the operator gave it
+	Revision  uint64    `json:"revision,omitempty"`
+	RequestID string    `json:"request_id,omitempty"`
+}
+
+// Decision is the record of one decided request. Its JSON names are part of the product.
+type Decision struct {
+	Time        time.Time `json:"time"`
+	DecisionID  string    `json:"decision_id"`
+	Revision    string    `json:"revision"`    // of the policy set
+	Source      string    `json:"source"`      // the principal that asks; empty where none is proved
+	Destination string    `json:"destination"` // likewise
+	Method      string    `json:"method"`
+	Path        string    `json:"path"` // raw, without its query
+	Host        string    `json:"host"`
+	Allow       bool      `json:"allow"`
+	Reason      string    `json:"reason"` // never empty on a denial by failure
+	Rule        string    `json:"rule"`
+	Shadow      bool      `json:"shadow"`
+	ElapsedUS   int64     `json:"elapsed_us"`
+	Input       any       `json:"input,omitempty"` // what the policy reads, masked; turned to JSON off the request path, so it must not change any more
+}
