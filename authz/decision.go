@@ -1,0 +1,77 @@
+// Package authz answers Envoy's ext_authz Check. Start with Decider, which judges a request, and Decision, its answer as a plain
+// value; Encode turns one into CheckResponse bytes, CheckPath is the path rule, and Server joins them to gRPC.
+//
+// Bytes come in and bytes go out: nothing below the transport knows of one. A failure is an answer too, denied with 503, because a
+// gRPC error would leave the choice to the proxy's failure_mode_allow.
+package authz
+
+import "context"
+
+// A Decider judges one request: the wire bytes of an envoy.service.auth.v3.CheckRequest, for the policy set of that name (empty:
+// the only one). It keeps nothing of request after it returned, gives up when ctx ends, and is safe to call concurrently.
+type Decider interface {
+	Decide(ctx context.Context, set string, request []byte) Decision
+}
+
+// Outcome is what became of a request. The zero Outcome denies.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Failed    Outcome = iota // no decision could be made: denied, 503
+	Allowed                  // the policy lets it pass
+	Denied                   // the policy does not, or says nothing
+	Refused                  // the request cannot be read in one way only: denied, 400
+	Malformed                // the bytes are no CheckRequest: the one outcome without a CheckResponse
+)
+
+// String names the outcome as metrics show it.
+func (o Outcome) String() string {
+	names := [...]string{"failed", "allowed", "denied", "refused", "malformed"}
+	if int(o) < len(names) {
+		return names[o]
+	}
+	return names[Failed]
+}
+
+// Decision is the answer to one request. The zero Decision denies with 503.
+type Decision struct {
+	Outcome    Outcome
+	Status     int    // of a denial by policy; 0: 403
+	Reason     string // for the record; never empty on Refused and Failed
+	ShowReason bool   // the set lets a denied client see Reason
+	Rule       string
+	Revision   string // of the policy set
+
+	Headers         []Header // allowed: to the upstream; denied: to the client
+	RemoveHeaders   []string // allowed only, as are all below but Body
+	ResponseHeaders []Header // to the client, with the upstream's answer
+	SetQuery        []Parameter
+	RemoveQuery     []string
+	Body            string // denied only
+	Metadata        []byte // dynamic metadata: the wire bytes of a google.protobuf.Struct
+
+	Request Request // whatever could be read of it
+	Input   any     // what the policy read, masked, for the record; it must not change any more
+}
+
+// Header is one header line. Several of one name all reach the other side.
+type Header struct{ Name, Value string }
+
+// Parameter is one parameter of a query.
+type Parameter struct{ Name, Value string }
+
+// Request is what every record says of a request.
+type Request struct {
+	Method      string
+	Path        string // raw, with its query
+	Host        string
+	Source      string // the principal as the proxy gives it
+	Destination string
+}
+
+// Fail is the decision that could not be made.
+func Fail(reason string) Decision { return Decision{Outcome: Failed, Reason: reason} }
+
+// Refuse is the answer to a request that two readers may read differently.
+func Refuse(reason string) Decision { return Decision{Outcome: Refused, Reason: reason} }
