@@ -23,6 +23,7 @@ const (
 	NodeLocked        Code = "P3004" // two copies of one node's data directory
 	NodeUnknown       Code = "P3005" // no such node; it must attest anew
 	MethodOff         Code = "P3006" // the server does not accept that method of attestation
+	ServerUnproved    Code = "P3007" // whoever answers at the server's address is no server of this trust domain
 	BadPolicy         Code = "P4001" // a policy set does not compile, or its tests fail
 	NoPolicy          Code = "P4002" // no policy set is live
 	StoreBusy         Code = "P5001" // the store could not take the write
