@@ -1,0 +1,121 @@
+// Package server is the authority's gRPC surface: the node API, where agents prove themselves, follow the registry and have
+// SVIDs signed, and the admin API. Start with Server; Attest in attest.go is how a node gets in, registry.go is what every other
+// call is judged by.
+//
+// Nothing single-use lives in this process: what must happen once is a transaction of the store.
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/ca"
+	"github.com/writ-dev/writ/registration"
+)
+
+// Config is what a Server is made of. TrustDomain, Name, Authority and every part of Store are required.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Name        string // of this server: its SPIFFE ID is /writ/server/NAME
+	Authority   *ca.Authority
+	Store       Store
+	Verifiers   map[string]attest.Verifier // by the method's name in the configuration; others are turned away
+	Tokens      TokenMaker                 // nil: no join tokens are made
+	Addresses   []string                   // host:port of the node API, as join tokens name them
+	SVIDTTL     time.Duration              // of SVIDs whose entry names none; 1h where zero
+	MaxTTL      time.Duration              // the longest that an entry may ask for; none where zero
+
+	Now        func() time.Time      // nil: time.Now
+	Log        *slog.Logger          // nil: nothing is logged
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// TokenMaker writes a join token for these addresses and roots (SHA-256 of each public key). It gives the text that travels and
+// what the store keeps of it; node name, CIDR and server are filled in by the Server.
+type TokenMaker func(addresses []string, pins [][32]byte, expires time.Time) (text string, kept attest.Token, err error)
+
+// Store is the durable state as this package needs it: one value usually fills all parts.
+type Store struct {
+	Feed       Feed
+	Entries    Entries
+	Nodes      Nodes
+	Admissions Admissions
+	Operator   Operator
+	Issuances  Issuances
+	Ledger     ca.Ledger
+}
+
+// Feed tells what changed in the registry, in commit order.
+type Feed interface {
+	Newest(ctx context.Context) (registration.Revision, error)
+	// Changes are those after a revision, oldest first, about limit; a revision is never cut in two.
+	Changes(ctx context.Context, after uint64, limit int) ([]registration.Change, error)
+	// ChainAt is fault.NotFound where this history has no such revision.
+	ChainAt(ctx context.Context, revision uint64) ([]byte, error)
+	// Moved is closed when the revision next moves. Take it before reading, then wait.
+	Moved() <-chan struct{}
+}
+
+// Entries reads and changes registration entries.
+type Entries interface {
+	Entries(ctx context.Context) ([]registration.Entry, registration.Revision, error)
+	EntriesNamed(ctx context.Context, names []string) ([]registration.Entry, error)
+	Apply(ctx context.Context, b registration.Batch, by audit.Admin) (registration.Applied, error)
+}
+
+// Nodes reads nodes.
+type Nodes interface {
+	Node(ctx context.Context, id string) (attest.Node, error)
+	Nodes(ctx context.Context) ([]attest.Node, error)
+}
+
+// Admissions commits what a node proved, with its audit record and its uses of evidence in one transaction.
+type Admissions interface {
+	Admit(ctx context.Context, a attest.Admission, record audit.Attestation) (attest.Node, error)
+	Renew(ctx context.Context, n attest.Node, record audit.Attestation) (attest.Node, error)
+}
+
+// Operator commits what an operator does to nodes and tokens.
+type Operator interface {
+	Ban(ctx context.Context, b attest.Ban, by audit.Admin) ([]string, error)
+	Evict(ctx context.Context, id string, by audit.Admin) error
+	CreateToken(ctx context.Context, t attest.Token, by audit.Admin) error
+}
+
+// Issuances records the intents to sign. Each stands alone: the errors are in the order of the intents, fault.Stale where entry,
+// node or authority are no longer what the caller read.
+type Issuances interface {
+	RecordIssuances(ctx context.Context, intents []audit.Issuance) []error
+}
+
+// New reads the registry and makes this server's own SVID. The Server follows the store once Run is called.
+func New(ctx context.Context, c Config) (*Server, error) { return nil, errors.ErrUnsupported }
+
+// Server is one authority process's API. All methods are safe to call concurrently; Run is called once.
+type Server struct{ config Config }
+
+// Run follows the store and renews this server's SVID until ctx ends, which is no error; then it ends every open stream with
+// Unavailable. Every goroutine that it started has ended when it returns.
+func (s *Server) Run(ctx context.Context) error {
+	g, _ := errgroup.WithContext(ctx)
+	return g.Wait()
+}
+
+// NodeAPI is a gRPC server that speaks the node API over TLS 1.3, health included. The caller serves and stops it.
+func (s *Server) NodeAPI() *grpc.Server { return nil }
+
+// AdminAPI is a gRPC server that speaks the admin API over a Unix socket. The caller serves and stops it, and says with the
+// socket's mode who may connect.
+func (s *Server) AdminAPI() *grpc.Server { return nil }
+
+// Ready is nil when this server can do its job now.
+func (s *Server) Ready() error { return nil }
