@@ -1,0 +1,53 @@
+# What a person or a script does with this tree. `make` alone lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+export CGO_ENABLED ?= 0
+export GOFLAGS ?=
+
+RACE := ./internal/... ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
+
+.PHONY: help build demo test unit race end-to-end lint cross needs bench fuzz clients generate clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/writ
+	go build -trimpath -o bin/writ ./cmd/writ
+
+demo: build ## two services behind real Envoys, one call allowed, one denied; ends at Ctrl-C, or by itself with ONCE=1
+	@go build -o bin/demo ./examples/envoy
+	@envoy=$$(tools/envoy/get) && exec bin/demo -writ bin/writ -envoy "$$envoy" $(if $(filter 1,$(ONCE)),-once)
+
+test: needs lint unit race end-to-end ## everything that must hold; installs what it needs
+
+needs: ## what the tests need beside Go: Debian packages, Python clients, Envoy
+	tools/needs
+
+lint: ## vet, staticcheck, formatting, other systems
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go tool -modfile=tools/lint/go.mod staticcheck ./...
+	$(MAKE) cross
+
+cross: ## the binary for the other systems
+	GOOS=linux GOARCH=arm64 go build -o /dev/null ./cmd/writ
+	GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/writ
+
+unit: build ## every package's tests
+	go test $$(go list ./... | grep -v /internal/testdomain)
+
+race: ## the packages that share state, under the race detector
+	CGO_ENABLED=1 go test -race -short $(RACE)
+
+end-to-end: build ## whole trust domains with real Envoys, two hosts, other people's clients
+	go test -count=1 -timeout 20m ./internal/testdomain/...
+
+bench: build ## the tables of docs/performance.md
+	go run ./bench
+
+generate: ## code from api/*.proto
+	cd api && go tool -modfile=../tools/buf/go.mod buf generate
+
+clean: ## what building and trying left
+	rm -rf bin .cache .writ
