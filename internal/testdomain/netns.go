@@ -39,7 +39,7 @@ func Hosts(t testing.TB, n int) []Host {
 
 // Command is a command that runs on the host.
 func (h Host) Command(name string, args ...string) *exec.Cmd {
-	return exec.Command("ip", append([]string{"netns", "exec", h.Name, name}, args...)...)
+	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + h.Name, name}, args...)...)
 }
 
 func ip(t testing.TB, args ...string) {
