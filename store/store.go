@@ -7,12 +7,12 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"log/slog"
+	"os"
+	"sync"
 	"time"
-
-	"github.com/writ-dev/writ/attest"
-	"github.com/writ-dev/writ/audit"
-	"github.com/writ-dev/writ/registration"
 )
 
 // Config says where the store is and who writes to it.
@@ -25,104 +25,112 @@ type Config struct {
 }
 
 // DB is the store of one server. All methods are safe to call concurrently.
-type DB struct{}
+type DB struct {
+	config Config
+	path   string
+	lock   *os.File // held while the store is open
+	writes *sql.DB  // one connection, the writer's
+	reads  *sql.DB
 
-// Open opens the store, or makes it. A damaged one is fault.Internal P5003, one that another process holds fault.Conflict P5004.
-func Open(ctx context.Context, c Config) (*DB, error) { return &DB{}, nil }
+	queue   chan *write
+	closing chan struct{}
+	ended   chan struct{} // closed when the writer has ended
+	close   sync.Once
+	closed  error // what Close gave
+
+	moved   signal // the revision moved
+	audited signal // audit rows came
+}
+
+// Open opens the store, or makes it. A damaged one is P5003, one that another process holds fault.Conflict P5004.
+func Open(ctx context.Context, c Config) (*DB, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	path, err := c.path()
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{config: c, path: path, queue: make(chan *write, queueLength), closing: make(chan struct{}), ended: make(chan struct{})}
+	if err := db.open(ctx); err != nil {
+		return nil, errors.Join(err, db.closeFiles())
+	}
+	return db, nil
+}
+
+func (db *DB) open(ctx context.Context) (err error) {
+	if db.lock, err = lockStore(db.path); err != nil {
+		return err
+	}
+	if err := prepareFiles(db.path); err != nil {
+		return err
+	}
+	if db.writes, err = sql.Open("sqlite", address(db.path)); err != nil {
+		return err
+	}
+	db.writes.SetMaxOpenConns(1)
+	if err := db.check(ctx); err != nil {
+		return err
+	}
+	if err := db.migrate(ctx); err != nil {
+		return err
+	}
+	if db.reads, err = sql.Open("sqlite", address(db.path, "query_only(1)")); err != nil {
+		return err
+	}
+	db.reads.SetMaxOpenConns(readers)
+	db.reads.SetMaxIdleConns(readers)
+	return db.startWriter(ctx)
+}
 
 // Close waits for the writes under way and closes the store.
-func (db *DB) Close() error { return nil }
-
-// KindNode is the kind of a change that touched a node: it came, was banned, locked or evicted, or its selectors changed. The
-// ID is the agent ID. A renewal makes none.
-const KindNode = "node"
-
-// KindStore is the kind of the change that begins the first revision after the store was opened. Its random ID makes the
-// histories of a store and of its restored copy differ from there on. Followers pass over it.
-const KindStore = "store"
-
-// Newest is the registry's revision.
-func (db *DB) Newest(ctx context.Context) (registration.Revision, error) {
-	return registration.Revision{}, nil
+func (db *DB) Close() error {
+	db.close.Do(func() {
+		close(db.closing)
+		<-db.ended
+		db.closed = db.closeFiles()
+	})
+	return db.closed
 }
 
-// Changes are what happened after a revision, oldest first, at least one and about limit where there are that many. A revision
-// is never cut in two.
-func (db *DB) Changes(ctx context.Context, after uint64, limit int) ([]registration.Change, error) {
-	return nil, nil
+// closeFiles lets go of the lock last.
+func (db *DB) closeFiles() error {
+	var errs []error
+	for _, pool := range []*sql.DB{db.reads, db.writes} {
+		if pool != nil {
+			errs = append(errs, pool.Close())
+		}
+	}
+	if db.lock != nil {
+		errs = append(errs, db.lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
-// ChainAt is the chain of a revision, fault.NotFound where this history has no such revision.
-func (db *DB) ChainAt(ctx context.Context, revision uint64) ([]byte, error) { return nil, nil }
-
-// Moved is closed when the revision next moves. Take it before reading, then wait.
-func (db *DB) Moved() <-chan struct{} { return nil }
-
-// Entries are all entries by name, and the revision that they are of.
-func (db *DB) Entries(ctx context.Context) ([]registration.Entry, registration.Revision, error) {
-	return nil, registration.Revision{}, nil
+// signal wakes whoever waits, as often as it is raised.
+type signal struct {
+	mu sync.Mutex
+	c  chan struct{}
 }
 
-// EntriesNamed are those of the names that exist, by name.
-func (db *DB) EntriesNamed(ctx context.Context, names []string) ([]registration.Entry, error) {
-	return nil, nil
+// wait gives a channel that the next raise closes.
+func (s *signal) wait() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.c == nil {
+		s.c = make(chan struct{})
+	}
+	return s.c
 }
 
-// Apply does the whole batch or nothing, in one revision. Batch.Delete takes names and SPIFFE IDs.
-func (db *DB) Apply(ctx context.Context, b registration.Batch, by audit.Admin) (registration.Applied, error) {
-	return registration.Applied{}, nil
+func (s *signal) raise() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.c != nil {
+		close(s.c)
+		s.c = nil
+	}
 }
-
-// Admit commits an accepted attestation and gives the node as it stands then: its generation is the store's to say. Evidence
-// that another node key used is fault.Stale P3002; what is banned is fault.Denied P3003, a locked node fault.Denied P3004.
-func (db *DB) Admit(ctx context.Context, a attest.Admission, record audit.Attestation) (attest.Node, error) {
-	return attest.Node{}, nil
-}
-
-// Renew commits a renewal by the node key. Of n it takes ID, Key, SVIDKey, Generation, AttestedUntil and Serial. The next
-// generation is taken, and the same again with the same SVID key; any other locks the node (fault.Denied P3004). A node that
-// is not there, or has another node key, is fault.NotFound P3005.
-func (db *DB) Renew(ctx context.Context, n attest.Node, record audit.Attestation) (attest.Node, error) {
-	return attest.Node{}, nil
-}
-
-// Node is the node of an agent ID, fault.NotFound P3005 where there is none.
-func (db *DB) Node(ctx context.Context, id string) (attest.Node, error) { return attest.Node{}, nil }
-
-// Nodes are all nodes by agent ID.
-func (db *DB) Nodes(ctx context.Context) ([]attest.Node, error) { return nil, nil }
-
-// Ban bans and gives the agent IDs that it touches now.
-func (db *DB) Ban(ctx context.Context, b attest.Ban, by audit.Admin) ([]string, error) {
-	return nil, nil
-}
-
-// Evict forgets a node. What bans it stays.
-func (db *DB) Evict(ctx context.Context, id string, by audit.Admin) error { return nil }
-
-// CreateToken keeps a join token.
-func (db *DB) CreateToken(ctx context.Context, t attest.Token, by audit.Admin) error { return nil }
-
-// Token is the join token of an id, fault.NotFound P3002 where there is none.
-func (db *DB) Token(ctx context.Context, id string) (attest.Token, error) { return attest.Token{}, nil }
-
-// RecordIssuance takes the serial and records the intent, only while entry, node and authority are what they were when the
-// caller read them; else it is fault.Stale. A serial that was taken before is fault.Conflict.
-func (db *DB) RecordIssuance(ctx context.Context, i audit.Issuance) error { return nil }
-
-// RecordIssuances is RecordIssuance for many that share one fsync. Each stands alone: the errors are in the order of the intents.
-func (db *DB) RecordIssuances(ctx context.Context, intents []audit.Issuance) []error { return nil }
-
-// AuditRows are the audit rows after one, oldest first, at most limit.
-func (db *DB) AuditRows(ctx context.Context, after uint64, limit int) ([]audit.Row, error) {
-	return nil, nil
-}
-
-// Sink takes audit rows in order. Last is the newest row that it holds. *audit.Lines is one.
-type Sink interface {
-	Last() uint64
-	Feed(rows []audit.Row) error
-}
-
-// Follow feeds a sink from the rows until ctx ends, beginning after what it holds. A sink that fails is tried again.
-func (db *DB) Follow(ctx context.Context, s Sink) error { return nil }

@@ -29,7 +29,9 @@ const (
 	StoreBusy         Code = "P5001" // the store could not take the write
 	StoreFull         Code = "P5002" // no space left
 	StoreDamaged      Code = "P5003" // the store failed its integrity check
+	StoreInUse        Code = "P5004" // another process has the store open
 	BadRequestForSVID Code = "P6001" // a CSR or signing request is refused
 	AuthorityMissing  Code = "P6002" // no active authority
 	LintRefused       Code = "P6003" // the drafted certificate breaks a rule of the standard
+	StoreNewer        Code = "P8001" // a newer writ wrote the store
 )
