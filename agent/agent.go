@@ -3,20 +3,28 @@
 // daemon, Subscribe is what the surfaces below (workloadapi, sds) call.
 //
 // The agent answers from what it holds: nothing that a workload asks for waits on the server, except the first SVID of an entry.
-// Private keys are made here and never leave, neither towards the server nor onto the disk.
+// Workload keys are made here and never leave, neither towards the server nor onto the disk.
 package agent
 
 import (
 	"context"
-	"errors"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/durable"
+	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
+	"github.com/writ-dev/writ/svid"
 )
 
 // Config is what an Agent is made of. DataDir is required, and so is a way to know the server: either what a join left in
@@ -37,53 +45,271 @@ type Config struct {
 }
 
 // An Agent is the daemon of one node in one trust domain. All methods are safe to call concurrently; Join and Run are called once.
-type Agent struct{}
+type Agent struct {
+	config     Config
+	log        *slog.Logger
+	now        func() time.Time
+	folder     folder
+	nodeKey    *ecdsa.PrivateKey
+	nodeKeyDER []byte              // its public half, PKIX
+	configured []*x509.Certificate // Config.Roots, read
+	cache      *cache
+	tally      *tally
 
-// New reads what the data directory holds and gives an Agent that has not yet spoken to anybody.
-func New(c Config) (*Agent, error) { return nil, errors.New("agent: not written yet") }
+	self self
+	link link
+	disk sync.Mutex // one writer of the bundle file at a time; nothing that readers wait for
 
-// Join attests the node with the configured attestors, writes what it was given into the data directory, and returns. It is
-// `writ agent join`.
-func (a *Agent) Join(ctx context.Context) error { return nil }
+	kick     chan struct{} // capacity 1: the node shall prove itself now
+	work     chan struct{} // capacity 1: there may be something to sign
+	synced   chan struct{} // closed by syncOnce
+	syncOnce sync.Once
 
-// Run attests where it must, follows the server and keeps SVIDs fresh until ctx ends, which is no error. Every goroutine that it
-// started has ended when it returns.
-func (a *Agent) Run(ctx context.Context) error { return nil }
-
-// Synced is closed once the entries of this node are known.
-func (a *Agent) Synced() <-chan struct{} { return nil }
-
-// Ready is nil when the agent can do its job now: entries are known, its own SVID is valid and the server has not turned it away.
-func (a *Agent) Ready() error { return nil }
-
-// Subscribe attests the process and gives what it may hold, from now on. It fails with fault.Unavailable while entries are
-// unknown, and with what the workload attestors found wrong. The subscription ends with ctx, with the process, with the agent,
-// or by Close, whichever is first.
-func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, error) { return nil, nil }
-
-// Facts gives what holds for every holder of that SPIFFE ID, where the server told this node of it.
-func (a *Agent) Facts(id spiffeid.ID) (registration.Facts, bool) { return registration.Facts{}, false }
-
-// VerifyPeer checks a bare leaf, as a proxy hands it over, against the held bundle and issuing certificates.
-func (a *Agent) VerifyPeer(der []byte) (spiffeid.ID, error) { return spiffeid.ID{}, nil }
-
-// Status is what health and `writ status` show of an agent.
-type Status struct {
-	AgentID       string    `json:"agent_id,omitempty"`
-	TrustDomain   string    `json:"trust_domain,omitempty"`
-	Generation    uint64    `json:"generation"`
-	Server        string    `json:"server,omitempty"` // the address it follows now; empty: none
-	Connected     bool      `json:"connected"`
-	Synced        bool      `json:"synced"`
-	Revision      uint64    `json:"revision"`
-	Entries       int       `json:"entries"`
-	SVIDs         int       `json:"svids"`   // held and valid
-	Pending       int       `json:"pending"` // wanted and not held
-	Subscriptions int       `json:"subscriptions"`
-	NotAfter      time.Time `json:"agent_svid_not_after"` // of the agent SVID
-	SafeUntil     time.Time `json:"safe_without_server_until"`
-	Degraded      string    `json:"degraded,omitempty"` // why, in a sentence
+	mu       sync.Mutex
+	trouble  error          // why the server turned this node away; guarded by mu
+	running  sync.WaitGroup // added to under mu and only before stopped is closed
+	stopped  chan struct{}  // closed under mu
+	stopping bool           // guarded by mu
 }
 
-// Status is the agent as it is now.
-func (a *Agent) Status() Status { return Status{} }
+// self is who this node is.
+type self struct {
+	mu      sync.Mutex
+	held    *member
+	renewed chan struct{} // closed and replaced when held is
+	sync    []*nodev1.SyncResponse
+	trusted []*x509.Certificate
+}
+
+// get gives the member, nil before the first admission, and a channel that is closed when there is another.
+func (s *self) get() (*member, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held, s.renewed
+}
+
+func (s *self) set(m *member, first []*nodev1.SyncResponse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held, s.sync = m, first
+	close(s.renewed)
+	s.renewed = make(chan struct{})
+}
+
+func (s *self) takeSync() []*nodev1.SyncResponse {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := s.sync
+	s.sync = nil
+	return first
+}
+
+func (s *self) roots() []*x509.Certificate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trusted
+}
+
+func (s *self) setRoots(roots []*x509.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trusted = roots
+}
+
+// New reads what the data directory holds and gives an Agent that has not yet spoken to anybody.
+func New(c Config) (*Agent, error) {
+	a := &Agent{config: c, log: c.Log, now: c.Now, folder: folder(c.DataDir), kick: make(chan struct{}, 1), work: make(chan struct{}, 1),
+		synced: make(chan struct{}), stopped: make(chan struct{}), self: self{renewed: make(chan struct{})}}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	if a.now == nil {
+		a.now = time.Now
+	}
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	a.cache = newCache(a.domain())
+	a.tally = newTally(a)
+	if c.Registerer != nil {
+		for _, collector := range a.tally.all() {
+			if err := c.Registerer.Register(collector); err != nil {
+				return nil, fmt.Errorf("register metrics: %w", err)
+			}
+		}
+	}
+	return a, nil
+}
+
+func (a *Agent) load() (err error) {
+	if a.config.DataDir == "" {
+		return fault.New(fault.Invalid, nil, "the agent has no data directory").With(fault.BadConfig, "set data_dir")
+	}
+	if err := durable.MakeFolder(a.config.DataDir, 0o700); err != nil {
+		return a.folder.refuse(err)
+	}
+	if len(a.config.Roots) > 0 {
+		if a.configured, err = parsePEM(a.config.Roots); err != nil {
+			return fault.New(fault.Invalid, err, "the configured bundle cannot be read").With(fault.BadConfig, "give a file of PEM certificates")
+		}
+	}
+	if a.nodeKey, err = a.folder.nodeKey(); err != nil {
+		return err
+	}
+	if a.nodeKeyDER, err = x509.MarshalPKIXPublicKey(a.nodeKey.Public()); err != nil {
+		return err
+	}
+	if a.self.held, err = a.folder.member(); err != nil {
+		return err
+	}
+	a.self.trusted, err = a.folder.roots()
+	return err
+}
+
+// domain is the configured trust domain or else that of the member; zero when neither is there.
+func (a *Agent) domain() spiffeid.TrustDomain {
+	if held, _ := a.self.get(); a.config.TrustDomain.IsZero() && held != nil {
+		return held.id.TrustDomain()
+	}
+	return a.config.TrustDomain
+}
+
+// Join attests the node with the configured attestors, writes what it was given into the data directory, and returns. It is
+// `writ agent join`. A node that had joined before joins anew, with the same node key. It tries again while no server answers, for
+// as long as ctx lets it and a few times at most.
+func (a *Agent) Join(ctx context.Context) error {
+	if len(a.config.Attestors) == 0 {
+		return fault.New(fault.Invalid, nil, "there is nothing to join with").With(fault.BadConfig, "writ agent join - reads a join token")
+	}
+	t := trust{domain: a.config.TrustDomain, roots: slices.Concat(a.self.roots(), a.configured), pins: a.config.Pins, now: a.now}
+	retry := newBackoff(100*time.Millisecond, time.Second)
+	for {
+		err := a.proveBy(ctx, a.config.Attestors, t)
+		if err == nil || turnedAway(err) || hasCode(err, fault.ServerUnproved) || ctx.Err() != nil || retry.tries == 4 {
+			return err
+		}
+		a.until(ctx, a.now().Add(retry.next()), nil)
+	}
+}
+
+// Run attests where it must, follows the server and keeps SVIDs fresh until ctx ends, which is no error. Every goroutine that it
+// started has ended when it returns, and so has every subscription.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.runnable(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, work := range []func(context.Context){a.keepProven, a.follow, a.keepSigned} {
+		a.goWhileRunning(func() { work(ctx) })
+	}
+	<-ctx.Done()
+	a.mu.Lock()
+	if !a.stopping {
+		a.stopping = true
+		close(a.stopped)
+	}
+	a.mu.Unlock()
+	a.running.Wait()
+	return nil
+}
+
+// runnable says what no waiting would mend.
+func (a *Agent) runnable() error {
+	held, _ := a.self.get()
+	t := a.trust()
+	switch {
+	case held == nil && len(a.config.Attestors) == 0:
+		return fault.New(fault.Invalid, nil, "this node has not joined").With(fault.BadConfig, "writ agent join -, or an attest section")
+	case held != nil && !a.config.TrustDomain.IsZero() && held.id.TrustDomain() != a.config.TrustDomain:
+		return fault.New(fault.Invalid, nil, fmt.Sprintf("%s holds a node of %s, not of %s", a.config.DataDir, held.id.TrustDomain().Name(),
+			a.config.TrustDomain.Name())).With(fault.BadConfig, "set trust_domain or data_dir right")
+	case len(a.servers()) == 0:
+		return fault.New(fault.Invalid, nil, "no server address is known").With(fault.BadConfig, "set server: HOST:PORT")
+	case len(t.roots) == 0 && len(t.pins) == 0:
+		return fault.New(fault.Invalid, nil, "nothing says by what to believe the server").With(fault.BadConfig, "set bundle: FILE")
+	}
+	return nil
+}
+
+// goWhileRunning starts a goroutine that Run waits for; it says false once the agent stops.
+func (a *Agent) goWhileRunning(work func()) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.stopping {
+		a.running.Go(work)
+	}
+	return !a.stopping
+}
+
+// poke lets the signer look.
+func (a *Agent) poke() {
+	select {
+	case a.work <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Agent) setTrouble(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.trouble = err
+}
+
+func (a *Agent) troubled() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.trouble
+}
+
+// Synced is closed once the entries of this node are known.
+func (a *Agent) Synced() <-chan struct{} { return a.synced }
+
+// Ready is nil when the agent can do its job now: entries are known, its own SVID is valid, the server has not turned it away,
+// and no workload that is being served waits with an SVID that ended.
+func (a *Agent) Ready() error {
+	s := a.Status()
+	switch {
+	case s.Degraded != "":
+		return fault.New(fault.Unavailable, a.troubled(), "the server turned this node away")
+	case s.AgentID == "":
+		return fault.New(fault.Unavailable, nil, "the node has not proved itself yet")
+	case !a.now().Before(s.NotAfter):
+		return fault.New(fault.Unavailable, nil, "the agent SVID has ended")
+	case !s.Synced:
+		return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").With(fault.AgentStarting, "writ status")
+	case s.Ended > 0:
+		return fault.New(fault.Unavailable, nil, fmt.Sprintf("%d SVIDs that workloads use have ended", s.Ended))
+	}
+	return nil
+}
+
+// Facts gives what holds for every holder of that SPIFFE ID, where the server told this node of it.
+func (a *Agent) Facts(id spiffeid.ID) (registration.Facts, bool) {
+	a.cache.mu.RLock()
+	defer a.cache.mu.RUnlock()
+	facts, ok := a.cache.facts[id]
+	return facts, ok
+}
+
+// VerifyPeer checks a bare leaf, as a proxy hands it over, against the held bundle and issuing certificates of its trust domain.
+func (a *Agent) VerifyPeer(der []byte) (spiffeid.ID, error) {
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return spiffeid.ID{}, fault.New(fault.Invalid, err, "the peer's certificate cannot be read")
+	}
+	claimed, err := svid.IDFromCert(leaf)
+	if err != nil {
+		return spiffeid.ID{}, fault.New(fault.Unauthenticated, err, "the peer's certificate is no SVID")
+	}
+	// SPIFFE-ID section 3: the anchors are those of the ID's own trust domain, never all of them.
+	b := a.cache.bundleOf(claimed.TrustDomain())
+	if b == nil {
+		return spiffeid.ID{}, fault.New(fault.Unauthenticated, nil, fmt.Sprintf("no bundle of %s is held", claimed.TrustDomain().Name()))
+	}
+	id, err := svid.Verify(leaf, nil, b.anchors, a.now())
+	if err != nil {
+		return spiffeid.ID{}, fault.New(fault.Unauthenticated, err, "the peer's certificate does not verify")
+	}
+	return id, nil
+}

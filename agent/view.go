@@ -24,7 +24,7 @@ type Identity struct {
 	ID       spiffeid.ID
 	Hint     string
 	Chain    [][]byte // DER, leaf first
-	Key      []byte   // PKCS#8 DER
+	Key      PrivateKey
 	NotAfter time.Time
 }
 
