@@ -2,12 +2,17 @@ package authz
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/audit"
 )
@@ -30,21 +35,106 @@ type Config struct {
 }
 
 // Server answers Check.
-type Server struct{ config Config }
+type Server struct {
+	config Config
+	count  [Malformed + 1]prometheus.Counter // by Outcome
+	took   prometheus.Observer
+}
 
 // New gives a Server that is ready to answer.
 func New(c Config) (*Server, error) {
 	if c.Decider == nil {
 		return nil, errors.New("authz needs a decider")
 	}
-	return &Server{c}, nil
+	if c.Timeout == 0 {
+		c.Timeout = time.Second
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{config: c}
+	return s, s.measure()
+}
+
+// measure registers what is counted. The children are looked up once: it is done on every request.
+func (s *Server) measure() error {
+	set := s.config.Set
+	if set == "" {
+		set = "default"
+	}
+	decisions := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_decisions_total",
+		Help: "Requests decided, by policy set and outcome."}, []string{"set", "outcome"})
+	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "writ_decision_duration_seconds",
+		Help: "From the request's bytes to the answer's.", Buckets: prometheus.ExponentialBuckets(10e-6, 2.5, 12)}, []string{"set"})
+	for o := range s.count {
+		s.count[o] = decisions.WithLabelValues(set, Outcome(o).String())
+	}
+	s.took = duration.WithLabelValues(set)
+	if s.config.Registerer == nil {
+		return nil
+	}
+	return errors.Join(s.config.Registerer.Register(decisions), s.config.Registerer.Register(duration))
 }
 
 // Answer takes the wire bytes of a CheckRequest and gives those of its CheckResponse. The error is a gRPC status, and only for
 // bytes that are no CheckRequest.
 func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
-	return nil, errors.ErrUnsupported
+	start := s.config.Now()
+	d := s.decide(ctx, start, request)
+	if d.Outcome == Malformed {
+		s.count[Malformed].Inc()
+		return nil, status.Error(codes.InvalidArgument, "the message is no CheckRequest")
+	}
+	id := rand.Text()
+	answer, err := Encode(d, id)
+	if err != nil {
+		d = unusable(d, err)
+		answer, _ = Encode(d, id) // holds nothing of the policy
+	}
+	elapsed := s.config.Now().Sub(start)
+	s.count[d.Outcome].Inc()
+	s.took.Observe(elapsed.Seconds())
+	if s.config.Records != nil {
+		s.config.Records.Put(record(d, id, start, elapsed))
+	}
+	return answer, nil
 }
 
-// GRPC gives a server with ext_authz v3 and grpc.health.v1, for any number of listeners: call Serve for each.
-func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server { return grpc.NewServer(options...) }
+// unusable keeps what the record needs of a decision that cannot be sent.
+func unusable(d Decision, err error) Decision {
+	return Decision{Outcome: Failed, Reason: "the policy's answer cannot be sent: " + err.Error(), ShowReason: d.ShowReason,
+		Rule: d.Rule, Revision: d.Revision, Request: d.Request, Input: d.Input}
+}
+
+// decide asks the Decider, for no longer than the caller waits, and turns a panic of it into a denial.
+func (s *Server) decide(ctx context.Context, now time.Time, request []byte) (d Decision) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.config.Log.ErrorContext(ctx, "decider panicked", "err", fmt.Sprint(r), "stack", string(debug.Stack()))
+			d = Fail("internal error")
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, s.patience(ctx, now))
+	defer cancel()
+	return s.config.Decider.Decide(ctx, s.config.Set, request)
+}
+
+// patience is how long a decision may take: a little less than the caller waits, so that the answer still reaches it.
+func (s *Server) patience(ctx context.Context, now time.Time) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return s.config.Timeout
+	}
+	left := deadline.Sub(now)
+	return min(s.config.Timeout, left-min(left/10, 5*time.Millisecond))
+}
+
+func record(d Decision, id string, start time.Time, elapsed time.Duration) *audit.Decision {
+	path, _, _ := strings.Cut(d.Request.Path, "?")
+	return &audit.Decision{Time: start, DecisionID: id, Revision: d.Revision, Source: d.Request.Source,
+		Destination: d.Request.Destination, Method: d.Request.Method, Path: path, Host: d.Request.Host,
+		Allow: d.Outcome == Allowed, Reason: d.Reason, Rule: d.Rule, ElapsedUS: elapsed.Microseconds(), Input: d.Input}
+}

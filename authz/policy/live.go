@@ -4,10 +4,24 @@ import (
 	"context"
 	"io/fs"
 	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/writ-dev/writ/authz"
+	"github.com/writ-dev/writ/internal/fault"
+)
+
+const (
+	lookEvery = 100 * time.Millisecond
+	// A folder that just changed is looked at again after this long, until it stands still, at most settleTries times.
+	settle      = 10 * time.Millisecond
+	settleTries = 5
+	// A file may change twice within the clock tick of its file system: what is younger than this is read again.
+	young = 2 * time.Second
 )
 
 // LiveConfig says which folder is followed.
@@ -21,21 +35,171 @@ type LiveConfig struct {
 }
 
 // Live is the newest good set of a folder, and answers 503 while there is none.
-type Live struct{}
+type Live struct {
+	config     LiveConfig
+	identities *identities
+	checker    *reader // finds malformed requests while there is no set
+	set        atomic.Pointer[Set]
+	revision   *prometheus.GaugeVec
+	failures   prometheus.Counter
+
+	mu  sync.Mutex // guards err
+	err error
+
+	// Of the goroutine that looks.
+	last  sighting
+	tried string // the digest that was last tried, or the error that kept it from being read
+}
 
 // NewLive reads the folder once. A set that is broken is no error: Live denies, LastError says why, and Watch goes on looking.
-func NewLive(ctx context.Context, c LiveConfig) (*Live, error) { return &Live{}, nil }
+func NewLive(ctx context.Context, c LiveConfig) (*Live, error) {
+	if c.Name == "" {
+		c.Name = "default"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Files == nil {
+		c.Files = os.DirFS(c.Folder)
+	}
+	ids, err := newIdentities(c.Config)
+	if err != nil {
+		return nil, err
+	}
+	checker, err := newReader(nil, false, ids)
+	if err != nil {
+		return nil, err
+	}
+	l := &Live{config: c, identities: ids, checker: checker}
+	if err := l.measure(); err != nil {
+		return nil, err
+	}
+	l.look(ctx)
+	return l, nil
+}
+
+func (l *Live) measure() error {
+	l.revision = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "writ_policy_revision_info",
+		Help: "1 for the live revision of a policy set."}, []string{"set", "revision"})
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_policy_reload_failures_total",
+		Help: "Changes of a policy set that did not go live."}, []string{"set"})
+	l.failures = failures.WithLabelValues(l.config.Name)
+	if l.config.Registerer == nil {
+		return nil
+	}
+	if err := l.config.Registerer.Register(l.revision); err != nil {
+		return err
+	}
+	return l.config.Registerer.Register(failures)
+}
 
 // Watch looks at the folder every 100 ms until ctx ends, and swaps in what is new and good.
-func (l *Live) Watch(ctx context.Context) error { <-ctx.Done(); return nil }
+func (l *Live) Watch(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			l.look(ctx)
+		}
+	}
+}
+
+// look loads what changed.
+func (l *Live) look(ctx context.Context) {
+	now, err := sight(l.config.Files)
+	if err == nil && l.last != nil && now.equal(l.last) && time.Since(now.newest()) > young {
+		return
+	}
+	if !now.equal(l.last) {
+		l.settle(now)
+	}
+	s, err := take(ctx, l.config.Files)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		l.last = nil
+		l.fail(ctx, err.Error(), bad(err))
+		return
+	}
+	l.last = s.sighting
+	if s.digest == l.tried {
+		return
+	}
+	set, err := load(ctx, s, l.identities)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		l.fail(ctx, s.digest, err)
+	default:
+		l.swap(ctx, s.digest, set)
+	}
+}
+
+// settle waits while a folder is being written.
+func (l *Live) settle(now sighting) {
+	for range settleTries {
+		time.Sleep(settle)
+		next, err := sight(l.config.Files)
+		if err == nil && next.equal(now) {
+			return
+		}
+		now = next
+	}
+}
+
+func (l *Live) fail(ctx context.Context, tried string, err error) {
+	if tried == l.tried {
+		return
+	}
+	l.tried = tried
+	l.failures.Inc()
+	l.config.Log.ErrorContext(ctx, "policy set refused", "revision", tried, "err", err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+}
+
+func (l *Live) swap(ctx context.Context, digest string, set *Set) {
+	l.tried = digest
+	if before := l.set.Swap(set); before != nil {
+		l.revision.DeleteLabelValues(l.config.Name, before.revision)
+	}
+	l.revision.WithLabelValues(l.config.Name, set.revision).Set(1)
+	l.config.Log.InfoContext(ctx, "policy set live", "revision", set.revision)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = nil
+}
 
 // Decide implements authz.Decider.
 func (l *Live) Decide(ctx context.Context, set string, request []byte) authz.Decision {
-	return authz.Decision{}
+	live := l.set.Load()
+	if live != nil && (set == "" || set == l.config.Name) {
+		return live.Decide(ctx, request)
+	}
+	if _, err := l.checker.attributes(request); err != nil {
+		return authz.Decision{Outcome: authz.Malformed, Reason: err.Error()}
+	}
+	d := authz.Fail(string(fault.NoPolicy) + ": no policy set is live")
+	d.Request = look(request).Request
+	return d
 }
 
 // Revision is the live set's, empty while there is none.
-func (l *Live) Revision() string { return "" }
+func (l *Live) Revision() string {
+	if set := l.set.Load(); set != nil {
+		return set.revision
+	}
+	return ""
+}
 
 // LastError says why the folder as it stands is not what is live; nil when it is.
-func (l *Live) LastError() error { return nil }
+func (l *Live) LastError() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}

@@ -4,13 +4,18 @@ package policy
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/authz"
+	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 )
 
@@ -28,25 +33,134 @@ type Config struct {
 }
 
 // Set is one policy set: compiled, type-checked and tested. It never changes.
-type Set struct{ revision string }
+type Set struct {
+	revision string
+	manifest manifest
+	program  *program
+	reader   *reader
+}
+
+// recordEagerly is the size of a request over which its record is made at once: a ring of records must not hold such requests.
+const recordEagerly = 64 << 10
 
 // Load reads a folder as one snapshot and gives its set. The error is fault.Invalid and names every fault that was found.
 func Load(ctx context.Context, folder string, c Config) (*Set, error) {
-	return nil, errors.ErrUnsupported
+	return LoadFS(ctx, os.DirFS(folder), c)
 }
 
 // LoadFS is Load for a tree that is not on disk, such as policies.Example().
 func LoadFS(ctx context.Context, files fs.FS, c Config) (*Set, error) {
-	return nil, errors.ErrUnsupported
+	ids, err := newIdentities(c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := take(ctx, files)
+	if err != nil {
+		return nil, bad(err)
+	}
+	return load(ctx, s, ids)
+}
+
+func load(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
+	set, err := build(ctx, s, ids)
+	if err != nil {
+		return nil, bad(err)
+	}
+	return set, nil
+}
+
+// build does everything that may find a fault.
+func build(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
+	ctx, cancel := context.WithTimeout(ctx, verifyFor)
+	defer cancel()
+	m, err := readManifest(s)
+	if err != nil {
+		return nil, err
+	}
+	p, err := compile(ctx, s, m)
+	if err != nil {
+		return nil, err
+	}
+	reads, err := readSet(p.compiler, p.query)
+	if err != nil {
+		return nil, err
+	}
+	r, err := newReader(reads, m.Paths == "lenient", ids)
+	if err != nil {
+		return nil, err
+	}
+	set := &Set{revision: s.digest, manifest: m, program: p, reader: r}
+	return set, errors.Join(test(ctx, s, m, p), set.check(ctx, s))
+}
+
+// bad gives every fault of a set the same kind; one that has a code keeps it.
+func bad(err error) error {
+	var known *fault.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	return fault.New(fault.Invalid, err, "the policy set is not usable").With(fault.BadPolicy, "")
 }
 
 // Revision is a hash of everything that was read.
 func (s *Set) Revision() string { return s.revision }
 
 // Decide judges the wire bytes of a CheckRequest.
-func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision { return authz.Decision{} }
+func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
+	attributes, err := s.reader.attributes(request)
+	if err != nil {
+		return authz.Decision{Outcome: authz.Malformed, Reason: err.Error()}
+	}
+	g := look(request)
+	d, input := s.judge(ctx, attributes, g)
+	if input != nil {
+		d.Input = recorded{input, s.manifest.Record}
+		if len(request) > recordEagerly {
+			d.Input = rendered(d.Input)
+		}
+	}
+	d.Request, d.Revision, d.ShowReason = g.Request, s.revision, s.manifest.Reason == "client"
+	if d.Rule == "" {
+		d.Rule = s.manifest.Decision
+	}
+	return d
+}
+
+func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance) (authz.Decision, ast.Value) {
+	input, err := s.reader.input(attributes, g)
+	if err != nil {
+		return authz.Refuse(err.Error()), nil
+	}
+	result, err := s.program.ask(ctx, input)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return authz.Fail("timeout"), input
+	case errors.Is(err, context.Canceled):
+		return authz.Fail("the caller went away"), input
+	case err != nil:
+		return authz.Fail("the policy failed: " + err.Error()), input
+	}
+	return decision(result), input
+}
+
+func rendered(input any) any {
+	text, err := json.Marshal(input)
+	if err != nil {
+		return nil
+	}
+	return json.RawMessage(text)
+}
 
 // Evaluate asks the set's decision about any input, as JSON values; the second result is false when it is undefined.
 func (s *Set) Evaluate(ctx context.Context, input any) (any, bool, error) {
-	return nil, false, errors.ErrUnsupported
+	v, err := ast.InterfaceToValue(input)
+	if err != nil {
+		return nil, false, fmt.Errorf("read input: %w", err)
+	}
+	result, err := s.program.ask(ctx, v)
+	if err != nil || result == nil {
+		return nil, false, err
+	}
+	out, err := ast.JSON(result)
+	return out, true, err
 }

@@ -1,0 +1,89 @@
+package authz
+
+import (
+	"context"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/reflection"
+)
+
+// MaxMessage is the largest CheckRequest that is read.
+const MaxMessage = 4 << 20
+
+const (
+	maxStreams = 1024 // of one connection
+	workers    = 64   // goroutines kept for requests, with the stacks that evaluation grew; more requests get their own
+)
+
+// GRPC gives a server with ext_authz v3 and grpc.health.v1, for any number of listeners: call Serve for each. Interceptors do not
+// see Check.
+func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
+	options = append([]grpc.ServerOption{
+		grpc.ForceServerCodecV2(wireCodec{encoding.GetCodecV2(proto.Name)}),
+		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.NumStreamWorkers(workers),
+		grpc.SharedWriteBuffer(true),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	}, options...)
+	server := grpc.NewServer(options...)
+	server.RegisterService(&grpc.ServiceDesc{
+		ServiceName: authv3.Authorization_ServiceDesc.ServiceName,
+		HandlerType: (*answerer)(nil),
+		Methods:     []grpc.MethodDesc{{MethodName: "Check", Handler: check}},
+		Metadata:    authv3.Authorization_ServiceDesc.Metadata,
+	}, s)
+	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
+	if s.config.Reflection {
+		reflection.Register(server)
+	}
+	return server
+}
+
+type answerer interface {
+	Answer(ctx context.Context, request []byte) ([]byte, error)
+}
+
+func check(server any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	var in wireMessage
+	if err := decode(&in); err != nil {
+		return nil, err
+	}
+	defer in.buffer.Free()
+	out, err := server.(answerer).Answer(ctx, in.buffer.ReadOnlyData())
+	if err != nil {
+		return nil, err
+	}
+	return &wireMessage{mem.SliceBuffer(out)}, nil
+}
+
+// wireMessage goes through the codec as it is.
+type wireMessage struct{ buffer mem.Buffer }
+
+// wireCodec leaves Check's messages in their bytes and everything else to protobuf.
+type wireCodec struct{ encoding.CodecV2 }
+
+func (c wireCodec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*wireMessage); ok {
+		return mem.BufferSlice{m.buffer}, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+func (c wireCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	if m, ok := v.(*wireMessage); ok {
+		m.buffer = data.MaterializeToBuffer(mem.DefaultBufferPool())
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}

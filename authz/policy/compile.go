@@ -1,0 +1,239 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+
+	"github.com/writ-dev/writ/policies"
+)
+
+// closed are the built-ins by which a policy would see more than its input and data, or reach out; network opens the first two.
+var closed = []string{"http.send", "net.lookup_ip_addr", "opa.runtime"}
+
+// A program is Rego and data, compiled, ready to be asked.
+type program struct {
+	compiler *ast.Compiler
+	store    storage.Store
+	txn      storage.Transaction // one for all: the store never changes
+	query    ast.Body
+	asker    ast.QueryCompiler
+}
+
+// answer is the variable of a program's query.
+const answer = ast.Var("answer")
+
+func isTest(name string) bool { return strings.HasSuffix(name, "_test.rego") }
+
+// compile builds the program of a snapshot, without its tests.
+func compile(ctx context.Context, s *snapshot, m manifest) (*program, error) {
+	modules, err := parse(s, m, func(name string) bool { return !isTest(name) })
+	if err != nil {
+		return nil, err
+	}
+	store, err := data(s)
+	if err != nil {
+		return nil, err
+	}
+	txn, err := store.NewTransaction(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newCompiler(m)
+	if err != nil {
+		return nil, err
+	}
+	c.WithPathConflictsCheck(storage.NonEmpty(ctx, store, txn))
+	if c.Compile(modules); c.Failed() {
+		return nil, readable(c.Errors)
+	}
+	p := &program{compiler: c, store: store, txn: txn, asker: c.QueryCompiler()}
+	ref, _ := m.ref()
+	if !hasRule(c, ref) {
+		return nil, fmt.Errorf("decision %s names no rule", m.Decision)
+	}
+	question := ast.NewBody(ast.Equality.Expr(ast.NewTerm(answer), ast.NewTerm(ref)))
+	p.query, err = p.asker.Compile(question)
+	return p, err
+}
+
+func parse(s *snapshot, m manifest, want func(name string) bool) (map[string]*ast.Module, error) {
+	modules, err := library()
+	if err != nil {
+		return nil, err
+	}
+	var all []error
+	own := 0
+	for _, name := range s.names {
+		if !strings.HasSuffix(name, ".rego") || !want(name) {
+			continue
+		}
+		module, err := ast.ParseModuleWithOpts(name, string(s.files[name]), ast.ParserOptions{RegoVersion: m.regoVersion(),
+			Capabilities: capabilities(m), ProcessAnnotation: true})
+		if err != nil {
+			all = append(all, readable(err))
+			continue
+		}
+		if module == nil {
+			continue // comments only
+		}
+		modules[name] = module
+		own++
+	}
+	if own == 0 && len(all) == 0 {
+		all = append(all, errors.New("no .rego files"))
+	}
+	return modules, errors.Join(all...)
+}
+
+// library adds what every set may import.
+func library() (map[string]*ast.Module, error) {
+	modules := map[string]*ast.Module{}
+	err := fs.WalkDir(policies.Library(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".rego") || isTest(name) {
+			return err
+		}
+		text, err := fs.ReadFile(policies.Library(), name)
+		if err == nil {
+			name = "writ/" + name // a folder of that name may hold other files: the colon cannot stand in ours
+			modules["builtin:"+name], err = ast.ParseModule(name, string(text))
+		}
+		return err
+	})
+	return modules, err
+}
+
+func newCompiler(m manifest) (*ast.Compiler, error) {
+	var schema any
+	if err := json.Unmarshal(policies.InputSchema(), &schema); err != nil {
+		return nil, fmt.Errorf("read input schema: %w", err)
+	}
+	schemas := ast.NewSchemaSet()
+	schemas.Put(ast.SchemaRootRef, schema)
+	return ast.NewCompiler().WithCapabilities(capabilities(m)).WithSchemas(schemas).WithDefaultRegoVersion(m.regoVersion()).
+		SetErrorLimit(0), nil
+}
+
+// capabilities leaves out what is closed. An empty AllowNet, unlike none, also keeps JSON schemas from fetching what they refer to.
+func capabilities(m manifest) *ast.Capabilities {
+	c := ast.CapabilitiesForThisVersion()
+	c.AllowNet = append([]string{}, m.Network...)
+	c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
+		return slices.Contains(closed, b.Name) && (len(m.Network) == 0 || b.Name == "opa.runtime")
+	})
+	return c
+}
+
+// hasRule says whether a ref is a rule, or an object that rules with longer heads make up, and not a whole package.
+func hasRule(c *ast.Compiler, ref ast.Ref) bool {
+	if len(c.GetRulesExact(ref)) > 0 {
+		return true
+	}
+	for _, m := range c.Modules {
+		if m.Package.Path.HasPrefix(ref) {
+			return false
+		}
+	}
+	return len(c.GetRulesWithPrefix(ref)) > 0
+}
+
+// data reads data.json and data.yaml; the folder is the prefix, as in OPA bundles.
+func data(s *snapshot) (storage.Store, error) {
+	root := map[string]any{}
+	for _, name := range s.names {
+		var tree map[string]any
+		var err error
+		switch path.Base(name) {
+		case "data.json":
+			tree, err = jsonObject(s.files[name])
+		case "data.yaml":
+			if isCase(name) {
+				continue
+			}
+			err = yaml.Unmarshal(s.files[name], &tree)
+		default:
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if dir := path.Dir(name); dir != "." {
+			for _, part := range slices.Backward(strings.Split(dir, "/")) {
+				tree = map[string]any{part: tree}
+			}
+		}
+		if at := merge(root, tree); at != "" {
+			return nil, fmt.Errorf("%s: %s is in another data file too", name, strings.TrimPrefix(at, "."))
+		}
+	}
+	value, err := ast.InterfaceToValue(root)
+	if err != nil {
+		return nil, fmt.Errorf("read data: %w", err)
+	}
+	return inmem.NewFromASTObject(value.(ast.Object)), nil
+}
+
+func jsonObject(content []byte) (map[string]any, error) {
+	var tree map[string]any
+	d := json.NewDecoder(bytes.NewReader(content))
+	d.UseNumber()
+	if err := d.Decode(&tree); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("more than one JSON document")
+	}
+	return tree, nil
+}
+
+// merge adds one tree to another and gives the path of what both have.
+func merge(into, from map[string]any) (conflict string) {
+	for key, value := range from {
+		before, there := into[key]
+		if !there {
+			into[key] = value
+			continue
+		}
+		a, isTree := before.(map[string]any)
+		b, both := value.(map[string]any)
+		if !isTree || !both {
+			return "." + key
+		}
+		if at := merge(a, b); at != "" {
+			return "." + key + at
+		}
+	}
+	return ""
+}
+
+// readable puts OPA's errors as file:line: reason.
+func readable(err error) error {
+	var list ast.Errors
+	if !errors.As(err, &list) {
+		return err
+	}
+	var all []error
+	for _, e := range list {
+		text := e.Message
+		if e.Location != nil {
+			text = fmt.Sprintf("%s:%d: %s", e.Location.File, e.Location.Row, e.Message)
+		}
+		if e.Details != nil {
+			text += ": " + strings.Join(e.Details.Lines(), "; ")
+		}
+		all = append(all, errors.New(text))
+	}
+	return errors.Join(all...)
+}
