@@ -8,20 +8,17 @@ package agent
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/writ-dev/writ/api/nodev1"
+	"github.com/writ-dev/writ/agent/member"
 	"github.com/writ-dev/writ/attest"
-	"github.com/writ-dev/writ/internal/durable"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 	"github.com/writ-dev/writ/svid"
@@ -46,19 +43,13 @@ type Config struct {
 
 // An Agent is the daemon of one node in one trust domain. All methods are safe to call concurrently; Join and Run are called once.
 type Agent struct {
-	config     Config
-	log        *slog.Logger
-	now        func() time.Time
-	folder     folder
-	nodeKey    *ecdsa.PrivateKey
-	nodeKeyDER []byte              // its public half, PKIX
-	configured []*x509.Certificate // Config.Roots, read
-	cache      *cache
-	tally      *tally
-
-	self self
-	link link
-	disk sync.Mutex // one writer of the bundle file at a time; nothing that readers wait for
+	config Config
+	log    *slog.Logger
+	now    func() time.Time
+	node   *member.Node
+	cache  *cache
+	tally  *tally
+	link   link
 
 	kick     chan struct{} // capacity 1: the node shall prove itself now
 	work     chan struct{} // capacity 1: there may be something to sign
@@ -72,130 +63,34 @@ type Agent struct {
 	stopping bool           // guarded by mu
 }
 
-// self is who this node is.
-type self struct {
-	mu      sync.Mutex
-	held    *member
-	renewed chan struct{} // closed and replaced when held is
-	sync    []*nodev1.SyncResponse
-	trusted []*x509.Certificate
-}
-
-// get gives the member, nil before the first admission, and a channel that is closed when there is another.
-func (s *self) get() (*member, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.held, s.renewed
-}
-
-func (s *self) set(m *member, first []*nodev1.SyncResponse) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.held, s.sync = m, first
-	close(s.renewed)
-	s.renewed = make(chan struct{})
-}
-
-func (s *self) takeSync() []*nodev1.SyncResponse {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	first := s.sync
-	s.sync = nil
-	return first
-}
-
-func (s *self) roots() []*x509.Certificate {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.trusted
-}
-
-func (s *self) setRoots(roots []*x509.Certificate) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.trusted = roots
-}
-
 // New reads what the data directory holds and gives an Agent that has not yet spoken to anybody.
 func New(c Config) (*Agent, error) {
-	a := &Agent{config: c, log: c.Log, now: c.Now, folder: folder(c.DataDir), kick: make(chan struct{}, 1), work: make(chan struct{}, 1),
-		synced: make(chan struct{}), stopped: make(chan struct{}), self: self{renewed: make(chan struct{})}}
-	if a.log == nil {
-		a.log = slog.New(slog.DiscardHandler)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if a.now == nil {
-		a.now = time.Now
+	if c.Now == nil {
+		c.Now = time.Now
 	}
-	if err := a.load(); err != nil {
+	node, err := member.New(member.Config{TrustDomain: c.TrustDomain, DataDir: c.DataDir, Server: c.Server, Roots: c.Roots, Pins: c.Pins,
+		Attestors: c.Attestors, Now: c.Now, Log: c.Log})
+	if err != nil {
 		return nil, err
 	}
-	a.cache = newCache(a.domain())
+	a := &Agent{config: c, log: c.Log, now: c.Now, node: node, cache: newCache(node.Domain()), kick: make(chan struct{}, 1),
+		work: make(chan struct{}, 1), synced: make(chan struct{}), stopped: make(chan struct{})}
 	a.tally = newTally(a)
-	if c.Registerer != nil {
-		for _, collector := range a.tally.all() {
-			if err := c.Registerer.Register(collector); err != nil {
-				return nil, fmt.Errorf("register metrics: %w", err)
-			}
-		}
-	}
-	return a, nil
-}
-
-func (a *Agent) load() (err error) {
-	if a.config.DataDir == "" {
-		return fault.New(fault.Invalid, nil, "the agent has no data directory").With(fault.BadConfig, "set data_dir")
-	}
-	if err := durable.MakeFolder(a.config.DataDir, 0o700); err != nil {
-		return a.folder.refuse(err)
-	}
-	if len(a.config.Roots) > 0 {
-		if a.configured, err = parsePEM(a.config.Roots); err != nil {
-			return fault.New(fault.Invalid, err, "the configured bundle cannot be read").With(fault.BadConfig, "give a file of PEM certificates")
-		}
-	}
-	if a.nodeKey, err = a.folder.nodeKey(); err != nil {
-		return err
-	}
-	if a.nodeKeyDER, err = x509.MarshalPKIXPublicKey(a.nodeKey.Public()); err != nil {
-		return err
-	}
-	if a.self.held, err = a.folder.member(); err != nil {
-		return err
-	}
-	a.self.trusted, err = a.folder.roots()
-	return err
-}
-
-// domain is the configured trust domain or else that of the member; zero when neither is there.
-func (a *Agent) domain() spiffeid.TrustDomain {
-	if held, _ := a.self.get(); a.config.TrustDomain.IsZero() && held != nil {
-		return held.id.TrustDomain()
-	}
-	return a.config.TrustDomain
+	return a, a.tally.register(c.Registerer)
 }
 
 // Join attests the node with the configured attestors, writes what it was given into the data directory, and returns. It is
 // `writ agent join`. A node that had joined before joins anew, with the same node key. It tries again while no server answers, for
 // as long as ctx lets it and a few times at most.
-func (a *Agent) Join(ctx context.Context) error {
-	if len(a.config.Attestors) == 0 {
-		return fault.New(fault.Invalid, nil, "there is nothing to join with").With(fault.BadConfig, "writ agent join - reads a join token")
-	}
-	t := trust{domain: a.config.TrustDomain, roots: slices.Concat(a.self.roots(), a.configured), pins: a.config.Pins, now: a.now}
-	retry := newBackoff(100*time.Millisecond, time.Second)
-	for {
-		err := a.proveBy(ctx, a.config.Attestors, t)
-		if err == nil || turnedAway(err) || hasCode(err, fault.ServerUnproved) || ctx.Err() != nil || retry.tries == 4 {
-			return err
-		}
-		a.until(ctx, a.now().Add(retry.next()), nil)
-	}
-}
+func (a *Agent) Join(ctx context.Context) error { return a.node.Join(ctx) }
 
 // Run attests where it must, follows the server and keeps SVIDs fresh until ctx ends, which is no error. Every goroutine that it
 // started has ended when it returns, and so has every subscription.
 func (a *Agent) Run(ctx context.Context) error {
-	if err := a.runnable(); err != nil {
+	if err := a.node.Check(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -211,24 +106,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 	a.running.Wait()
-	return nil
-}
-
-// runnable says what no waiting would mend.
-func (a *Agent) runnable() error {
-	held, _ := a.self.get()
-	t := a.trust()
-	switch {
-	case held == nil && len(a.config.Attestors) == 0:
-		return fault.New(fault.Invalid, nil, "this node has not joined").With(fault.BadConfig, "writ agent join -, or an attest section")
-	case held != nil && !a.config.TrustDomain.IsZero() && held.id.TrustDomain() != a.config.TrustDomain:
-		return fault.New(fault.Invalid, nil, fmt.Sprintf("%s holds a node of %s, not of %s", a.config.DataDir, held.id.TrustDomain().Name(),
-			a.config.TrustDomain.Name())).With(fault.BadConfig, "set trust_domain or data_dir right")
-	case len(a.servers()) == 0:
-		return fault.New(fault.Invalid, nil, "no server address is known").With(fault.BadConfig, "set server: HOST:PORT")
-	case len(t.roots) == 0 && len(t.pins) == 0:
-		return fault.New(fault.Invalid, nil, "nothing says by what to believe the server").With(fault.BadConfig, "set bundle: FILE")
-	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/agent/member"
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/registration"
@@ -179,23 +180,13 @@ func (u *update) read(change *nodev1.Change) error {
 }
 
 func readBundle(w *nodev1.Bundle) (*trusted, error) {
-	domain, err := svid.ParseTrustDomain(w.GetTrustDomain())
+	anchors, err := member.ParseBundle(w)
 	if err != nil {
 		return nil, err
 	}
-	roots, err := parseChain(w.GetX509Authorities())
-	if err != nil {
-		return nil, err
-	}
-	issuing, err := parseAll(w.GetIssuingCertificates())
-	if err != nil {
-		return nil, err
-	}
-	return &trusted{
-		bundle: Bundle{TrustDomain: domain, Roots: w.GetX509Authorities(), Issuing: w.GetIssuingCertificates(), JWT: w.GetJwtAuthorities(),
-			RefreshHint: time.Duration(w.GetRefreshHintSeconds()) * time.Second, Sequence: w.GetSequence()},
-		anchors: svid.Anchors{TrustDomain: domain, Roots: roots, Intermediates: issuing},
-	}, nil
+	return &trusted{anchors: anchors, bundle: Bundle{TrustDomain: anchors.TrustDomain, Roots: w.GetX509Authorities(),
+		Issuing: w.GetIssuingCertificates(), JWT: w.GetJwtAuthorities(), Sequence: w.GetSequence(),
+		RefreshHint: time.Duration(w.GetRefreshHintSeconds()) * time.Second}}, nil
 }
 
 func readFacts(w *nodev1.Identity) (registration.Facts, error) {
@@ -378,13 +369,6 @@ func (c *cache) setIdentity(r *record, identity *Identity) {
 		c.held++
 	}
 	r.identity = identity
-}
-
-// own is our own bundle, nil while the server did not send it.
-func (c *cache) own() *trusted {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.bundles[c.domain]
 }
 
 func (c *cache) bundleOf(domain spiffeid.TrustDomain) *trusted {

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-dev/writ/internal/fault"
 )
 
 // Status is what health and `writ status` show of an agent.
@@ -31,12 +34,12 @@ type Status struct {
 func (a *Agent) Status() Status {
 	var s Status
 	a.cache.count(&s, a.now())
-	if held, _ := a.self.get(); held != nil {
-		s.AgentID, s.Generation, s.NotAfter = held.id.String(), held.generation, held.leaf.NotAfter
+	if held, _ := a.node.Current(); held != nil {
+		s.AgentID, s.Generation, s.NotAfter = held.ID.String(), held.Generation, held.NotAfter
 	}
-	s.TrustDomain = a.domain().Name()
+	s.TrustDomain = a.node.Domain().Name()
 	if server := a.link.server(); server != nil {
-		s.Server, s.Connected = server.address, true
+		s.Server, s.Connected = server.Address, true
 	}
 	if err := a.troubled(); err != nil {
 		s.Degraded = err.Error()
@@ -136,8 +139,24 @@ func unix(t time.Time) float64 {
 	return float64(t.Unix())
 }
 
-func (t *tally) all() []prometheus.Collector {
-	return []prometheus.Collector{t.proofs, t.signed, t.breaks, t.mismatches, t}
+func (t *tally) register(r prometheus.Registerer) error {
+	if r == nil {
+		return nil
+	}
+	for _, c := range []prometheus.Collector{t.proofs, t.signed, t.breaks, t.mismatches, t} {
+		if err := r.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+func (t *tally) count(of *prometheus.CounterVec, err error) {
+	outcome := "done"
+	if err != nil {
+		outcome = fault.KindOf(err).String()
+	}
+	of.WithLabelValues(outcome).Inc()
 }
 
 // Describe names the gauges; see prometheus.Collector.

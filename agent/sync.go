@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/writ-dev/writ/agent/member"
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
@@ -14,16 +15,16 @@ import (
 // link is the server that the agent follows now.
 type link struct {
 	mu  sync.Mutex
-	now *remote // nil: none; guarded by mu
+	now *member.Server // nil: none; guarded by mu
 }
 
-func (l *link) server() *remote {
+func (l *link) server() *member.Server {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.now
 }
 
-func (l *link) set(r *remote) {
+func (l *link) set(r *member.Server) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now = r
@@ -34,19 +35,20 @@ var errRenewed = errors.New("the agent SVID was renewed")
 
 // follow keeps one Sync stream to one of the servers. The first try after a break comes at once, later ones ever more slowly.
 func (a *Agent) follow(ctx context.Context) {
-	soon, late := newBackoff(100*time.Millisecond, 10*time.Second), newBackoff(10*time.Second, 5*time.Minute)
-	for try := int(chance() * 1024); ctx.Err() == nil; {
-		held, renewed := a.self.get()
-		if held == nil || !held.valid(a.now()) {
+	soon, late := member.NewBackoff(100*time.Millisecond, 10*time.Second), member.NewBackoff(10*time.Second, 5*time.Minute)
+	for try := int(member.Chance() * 1024); ctx.Err() == nil; {
+		held, renewed := a.node.Current()
+		if held == nil || !held.Valid(a.now()) {
 			a.until(ctx, a.now().Add(never), renewed)
 			continue
 		}
+		a.cache.setDomain(held.ID.TrustDomain())
 		a.applyFirst(ctx)
-		addresses := a.servers()
+		addresses := a.node.Servers()
 		heard, err := a.session(ctx, addresses[try%len(addresses)], held, renewed)
 		if heard {
-			soon.reset()
-			late.reset()
+			soon.Reset()
+			late.Reset()
 		}
 		if errors.Is(err, errRenewed) || ctx.Err() != nil {
 			continue
@@ -54,9 +56,9 @@ func (a *Agent) follow(ctx context.Context) {
 		a.tally.breaks.Inc()
 		a.doubt(ctx, "follow the server", err)
 		try++
-		wait := soon.next()
-		if turnedAway(err) {
-			wait = late.next() // proving itself anew may mend it, and then renewed wakes us
+		wait := soon.Next()
+		if member.TurnedAway(err) {
+			wait = late.Next() // proving itself anew may mend it, and then renewed wakes us
 		}
 		a.until(ctx, a.now().Add(wait), renewed)
 	}
@@ -64,7 +66,7 @@ func (a *Agent) follow(ctx context.Context) {
 
 // applyFirst takes the first sync that came with an admission, so that serving waits for no further round trip.
 func (a *Agent) applyFirst(ctx context.Context) {
-	if messages := a.self.takeSync(); len(messages) > 0 && !messages[len(messages)-1].GetMore() {
+	if messages := a.node.TakeSync(); len(messages) > 0 && !messages[len(messages)-1].GetMore() {
 		if err := a.applySync(ctx, messages); err != nil {
 			a.log.WarnContext(ctx, "the first sync is asked for again", "err", err)
 		}
@@ -72,13 +74,12 @@ func (a *Agent) applyFirst(ctx context.Context) {
 }
 
 // session follows one server until the stream breaks. It says whether the server was heard at all.
-func (a *Agent) session(ctx context.Context, address string, held *member, renewed <-chan struct{}) (heard bool, err error) {
-	certificate := held.certificate()
-	server, err := dial(address, a.trust(), &certificate)
+func (a *Agent) session(ctx context.Context, address string, held *member.SVID, renewed <-chan struct{}) (heard bool, err error) {
+	server, err := a.node.Dial(address, held)
 	if err != nil {
 		return false, err
 	}
-	defer server.close()
+	defer server.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
 	defer watch.Wait()
@@ -101,11 +102,11 @@ func (a *Agent) session(ctx context.Context, address string, held *member, renew
 	if cause := context.Cause(ctx); cause != nil {
 		return heard, cause
 	}
-	return heard, server.why(err)
+	return heard, server.Why(err)
 }
 
 // stream opens Sync from what is held and applies what comes.
-func (a *Agent) stream(ctx context.Context, server *remote, heard *bool) error {
+func (a *Agent) stream(ctx context.Context, server *member.Server, heard *bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := server.Sync(ctx)
@@ -156,8 +157,8 @@ func (a *Agent) applySync(ctx context.Context, messages []*nodev1.SyncResponse) 
 		a.log.ErrorContext(ctx, "the digest of a snapshot does not fit", "revision", u.revision.Number, "err", err)
 	}
 	a.setTrouble(nil)
-	if own := a.cache.own(); own != nil {
-		if err := a.keepRoots(own.anchors.Roots); err != nil {
+	if own := a.cache.bundleOf(a.node.Domain()); own != nil {
+		if err := a.node.KeepRoots(own.anchors.Roots); err != nil {
 			a.log.ErrorContext(ctx, "the bundle could not be kept", "err", err)
 		}
 	}
@@ -188,10 +189,10 @@ func (a *Agent) doubt(ctx context.Context, doing string, err error) {
 	}
 	a.log.WarnContext(ctx, "the server did not serve", "err", errors.Join(errors.New(doing), err))
 	kind := fault.KindOf(err)
-	if hasCode(err, fault.ServerUnproved) || kind != fault.Unauthenticated && kind != fault.Denied && !hasCode(err, fault.NodeUnknown) {
+	if member.HasCode(err, fault.ServerUnproved) || kind != fault.Unauthenticated && kind != fault.Denied && !member.HasCode(err, fault.NodeUnknown) {
 		return
 	}
-	if !hasCode(err, fault.NodeUnknown) {
+	if !member.HasCode(err, fault.NodeUnknown) {
 		a.setTrouble(err)
 	}
 	select {

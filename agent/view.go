@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -37,3 +38,15 @@ type Bundle struct {
 	RefreshHint time.Duration
 	Sequence    uint64
 }
+
+// PrivateKey is a PKCS#8 DER key. It does not print.
+type PrivateKey []byte
+
+// String hides the key.
+func (PrivateKey) String() string { return "[key]" }
+
+// GoString hides the key.
+func (PrivateKey) GoString() string { return "[key]" }
+
+// LogValue hides the key.
+func (PrivateKey) LogValue() slog.Value { return slog.StringValue("[key]") }

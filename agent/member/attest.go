@@ -1,4 +1,4 @@
-package agent
+package member
 
 import (
 	"context"
@@ -26,25 +26,25 @@ const proofTimeout = 15 * time.Second
 // asking is one attestation or renewal before it is sent.
 type asking struct {
 	attestors []attest.Attestor // none: the node key renews
-	held      *member           // what is renewed; nil when evidence is given
+	held      *SVID             // what is renewed; nil when evidence is given
 	nodeKey   *ecdsa.PrivateKey
 	svidKey   *ecdsa.PrivateKey
 }
 
 // admitted is what came of it.
 type admitted struct {
-	member *member
-	roots  []*x509.Certificate // of our trust domain; none when the server did not say
-	sync   []*nodev1.SyncResponse
+	svid  *SVID
+	roots []*x509.Certificate // of our trust domain; none when the server did not say
+	sync  []*nodev1.SyncResponse
 }
 
 // prove goes through Attest once: Hello, Challenge, Proof, Admission.
-func (q asking) prove(ctx context.Context, server *remote, t trust) (admitted, error) {
+func (q asking) prove(ctx context.Context, server *Server, t Trust) (admitted, error) {
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
 	stream, err := server.Attest(ctx)
 	if err != nil {
-		return admitted{}, server.why(err)
+		return admitted{}, server.Why(err)
 	}
 	state, err := connection(stream.Context())
 	if err != nil {
@@ -59,11 +59,11 @@ func (q asking) prove(ctx context.Context, server *remote, t trust) (admitted, e
 		return admitted{}, err
 	}
 	if err := stream.Send(&nodev1.AttestRequest{Step: &nodev1.AttestRequest_Hello{Hello: hello}}); err != nil {
-		return admitted{}, server.why(last(stream, err))
+		return admitted{}, server.Why(last(stream, err))
 	}
 	answer, err := stream.Recv()
 	if err != nil {
-		return admitted{}, server.why(err)
+		return admitted{}, server.Why(err)
 	}
 	binding.Nonce = answer.GetChallenge().GetNonce()
 	proof, err := q.proof(ctx, binding)
@@ -71,11 +71,11 @@ func (q asking) prove(ctx context.Context, server *remote, t trust) (admitted, e
 		return admitted{}, err
 	}
 	if err := stream.Send(&nodev1.AttestRequest{Step: &nodev1.AttestRequest_Proof{Proof: proof}}); err != nil {
-		return admitted{}, server.why(last(stream, err))
+		return admitted{}, server.Why(last(stream, err))
 	}
 	_ = stream.CloseSend() // an error of the stream is Recv's to tell
 	if answer, err = stream.Recv(); err != nil {
-		return admitted{}, server.why(err)
+		return admitted{}, server.Why(err)
 	}
 	return q.admission(answer.GetAdmission(), state, id.TrustDomain(), t)
 }
@@ -119,7 +119,7 @@ func (q asking) hello(state tls.ConnectionState, domain spiffeid.TrustDomain) (a
 	hello.Methods = b.Methods
 	if len(q.attestors) == 0 {
 		b.Methods = []string{attest.Renewal}
-		hello.AgentId, hello.Generation = q.held.id.String(), q.held.generation+1
+		hello.AgentId, hello.Generation = q.held.ID.String(), q.held.Generation+1
 	}
 	return b, hello, nil
 }
@@ -149,7 +149,7 @@ func (q asking) proof(ctx context.Context, b attest.Binding) (*nodev1.Proof, err
 }
 
 // admission takes nothing on faith but what the handshake proved: the SVID must be for our key, an agent's, and under a root.
-func (q asking) admission(got *nodev1.Admission, state tls.ConnectionState, domain spiffeid.TrustDomain, t trust) (admitted, error) {
+func (q asking) admission(got *nodev1.Admission, state tls.ConnectionState, domain spiffeid.TrustDomain, t Trust) (admitted, error) {
 	id, err := svid.ParseID(got.GetAgentId())
 	if err != nil {
 		return admitted{}, fmt.Errorf("read the admission: %w", err)
@@ -164,9 +164,9 @@ func (q asking) admission(got *nodev1.Admission, state tls.ConnectionState, doma
 	}
 	anchors := t.anchors(state.PeerCertificates[1:], domain)
 	anchors.Roots = append(anchors.Roots, roots...)
-	verified, err := svid.Verify(chain[0], chain[1:], anchors, t.now())
+	verified, err := svid.Verify(chain[0], chain[1:], anchors, t.Now())
 	if err != nil {
-		return admitted{}, fmt.Errorf("check the agent SVID: %w", skewed(err, chain[0], t.now()))
+		return admitted{}, fmt.Errorf("check the agent SVID: %w", skewed(err, chain[0], t.Now()))
 	}
 	path := svid.Segments(id)
 	switch {
@@ -176,15 +176,15 @@ func (q asking) admission(got *nodev1.Admission, state tls.ConnectionState, doma
 		return admitted{}, fmt.Errorf("%s is not an agent's ID", id)
 	case !q.svidKey.PublicKey.Equal(chain[0].PublicKey):
 		return admitted{}, errors.New("the agent SVID is for another key")
-	case len(q.attestors) == 0 && (id != q.held.id || got.GetGeneration() != q.held.generation+1):
+	case len(q.attestors) == 0 && (id != q.held.ID || got.GetGeneration() != q.held.Generation+1):
 		return admitted{}, fmt.Errorf("renewal answered for %s, generation %d", id, got.GetGeneration())
 	}
 	if len(roots) == 0 {
 		roots = anchors.Roots
 	}
-	m := &member{id: id, generation: got.GetGeneration(), reattestable: got.GetReattestable(), key: q.svidKey,
+	m := &SVID{ID: id, Generation: got.GetGeneration(), Reattestable: got.GetReattestable(), NotAfter: chain[0].NotAfter, key: q.svidKey,
 		chain: got.GetCertificates(), leaf: chain[0]}
-	return admitted{member: m, roots: roots, sync: got.GetSync()}, nil
+	return admitted{svid: m, roots: roots, sync: got.GetSync()}, nil
 }
 
 // ownRoots finds our own bundle in the first sync.

@@ -1,4 +1,4 @@
-package agent
+package member
 
 import (
 	"context"
@@ -24,22 +24,22 @@ import (
 	"github.com/writ-dev/writ/svid"
 )
 
-// trust is by what a server is believed. A value.
-type trust struct {
-	domain spiffeid.TrustDomain // zero: whichever the server's root answers for
-	roots  []*x509.Certificate
-	pins   [][32]byte // SHA-256 of a root's SPKI
-	now    func() time.Time
+// Trust is by what a server is believed. A value.
+type Trust struct {
+	Domain spiffeid.TrustDomain // zero: whichever the server's root answers for
+	Roots  []*x509.Certificate
+	Pins   [][32]byte // SHA-256 of a root's SPKI
+	Now    func() time.Time
 }
 
 // anchors are the held roots and those that the server presented and that are pinned.
-func (t trust) anchors(presented []*x509.Certificate, domain spiffeid.TrustDomain) svid.Anchors {
-	a := svid.Anchors{TrustDomain: t.domain, Roots: slices.Clone(t.roots)}
+func (t Trust) anchors(presented []*x509.Certificate, domain spiffeid.TrustDomain) svid.Anchors {
+	a := svid.Anchors{TrustDomain: t.Domain, Roots: slices.Clone(t.Roots)}
 	if a.TrustDomain.IsZero() {
 		a.TrustDomain = domain
 	}
 	for _, c := range presented {
-		if slices.Contains(t.pins, sha256.Sum256(c.RawSubjectPublicKeyInfo)) && svid.CheckAuthority(c) == nil {
+		if slices.Contains(t.Pins, sha256.Sum256(c.RawSubjectPublicKeyInfo)) && svid.CheckAuthority(c) == nil {
 			a.Roots = append(a.Roots, c)
 		}
 	}
@@ -48,7 +48,7 @@ func (t trust) anchors(presented []*x509.Certificate, domain spiffeid.TrustDomai
 
 // server says which server stands at the other end of a connection. X509-SVID section 5: the chain is checked against the roots of
 // the ID's own trust domain; beyond that only an ID below /writ/server/ will do, which no workload can get.
-func (t trust) server(state tls.ConnectionState) (spiffeid.ID, error) {
+func (t Trust) server(state tls.ConnectionState) (spiffeid.ID, error) {
 	if len(state.PeerCertificates) == 0 {
 		return spiffeid.ID{}, errors.New("it presents no certificate")
 	}
@@ -57,9 +57,9 @@ func (t trust) server(state tls.ConnectionState) (spiffeid.ID, error) {
 	if err != nil {
 		return spiffeid.ID{}, err
 	}
-	id, err := svid.Verify(leaf, rest, t.anchors(rest, claimed.TrustDomain()), t.now())
+	id, err := svid.Verify(leaf, rest, t.anchors(rest, claimed.TrustDomain()), t.Now())
 	if err != nil {
-		return spiffeid.ID{}, skewed(err, leaf, t.now())
+		return spiffeid.ID{}, skewed(err, leaf, t.Now())
 	}
 	if path := svid.Segments(id); len(path) != 3 || path[0] != "writ" || path[1] != "server" {
 		return spiffeid.ID{}, fmt.Errorf("%s is not a server's ID", id)
@@ -78,19 +78,20 @@ func skewed(err error, leaf *x509.Certificate, now time.Time) error {
 	return err
 }
 
-// remote is one connection to one server.
-type remote struct {
+// Server is one connection to one server.
+type Server struct {
 	nodev1.NodeClient
-	address string
-	conn    *grpc.ClientConn
+	Address string
+
+	conn *grpc.ClientConn
 
 	mu      sync.Mutex
 	refused error // why the server was not believed, from the last handshake; guarded by mu
 }
 
 // dial prepares a connection; the first call makes it. With a certificate the agent says who it is.
-func dial(address string, t trust, certificate *tls.Certificate) (*remote, error) {
-	r := &remote{address: address}
+func dial(address string, t Trust, certificate *tls.Certificate) (*Server, error) {
+	r := &Server{Address: address}
 	config := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		CurvePreferences:   []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256},
@@ -126,10 +127,11 @@ func dial(address string, t trust, certificate *tls.Certificate) (*remote, error
 
 const dialTimeout = 5 * time.Second
 
-func (r *remote) close() { _ = r.conn.Close() } // its only error is that it was closed before
+// Close ends it and its streams.
+func (r *Server) Close() { _ = r.conn.Close() } // its only error is that it was closed before
 
-// why turns what a call gave into an error of a kind, and tells a server that was not believed from one that did not answer.
-func (r *remote) why(err error) error {
+// Why turns what a call gave into an error of a kind, and tells a server that was not believed from one that did not answer.
+func (r *Server) Why(err error) error {
 	r.mu.Lock()
 	refused := r.refused
 	r.mu.Unlock()
@@ -137,18 +139,18 @@ func (r *remote) why(err error) error {
 		return err
 	}
 	if refused != nil {
-		return fault.New(fault.Unauthenticated, refused, fmt.Sprintf("%s did not prove to be a server of this trust domain", r.address)).
+		return fault.New(fault.Unauthenticated, refused, fmt.Sprintf("%s did not prove to be a server of this trust domain", r.Address)).
 			Because(refused.Error()).
 			With(fault.ServerUnproved, "check the address; if the authority was replaced, join again with a new token")
 	}
 	if s, ok := status.FromError(err); ok && s.Code() == codes.Unavailable && len(s.Details()) == 0 {
-		return fault.New(fault.Unreachable, err, fmt.Sprintf("server %s does not answer", r.address))
+		return fault.New(fault.Unreachable, err, fmt.Sprintf("server %s does not answer", r.Address))
 	}
 	return fault.FromStatus(err)
 }
 
-// turnedAway says that the server knows us and refuses: asking again soon changes nothing.
-func turnedAway(err error) bool {
+// TurnedAway says that the server knows us and refuses: asking again soon changes nothing.
+func TurnedAway(err error) bool {
 	var e *fault.Error
 	if !errors.As(err, &e) || e.Code == fault.ServerUnproved {
 		return false
@@ -160,8 +162,8 @@ func turnedAway(err error) bool {
 	return false
 }
 
-// hasCode says whether err carries that P code.
-func hasCode(err error, code fault.Code) bool {
+// HasCode says whether err carries that P code.
+func HasCode(err error, code fault.Code) bool {
 	var e *fault.Error
 	return errors.As(err, &e) && e.Code == code
 }

@@ -1,4 +1,4 @@
-package agent
+package member
 
 import (
 	"bytes"
@@ -14,10 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -30,39 +28,30 @@ import (
 // The files of the data directory, each 0600 and replaced as one act.
 const (
 	nodeKeyFile = "node.key"     // PKCS#8 PEM; made once, never certified
-	memberFile  = "agent.json"   // what the server gave this node
+	svidFile    = "agent.json"   // what the server gave this node
 	pendingFile = "pending.json" // the key of a generation that was asked for and not yet answered
 	bundleFile  = "bundle.pem"   // the roots of our trust domain
 )
 
-// PrivateKey is a PKCS#8 DER key. It does not print.
-type PrivateKey []byte
-
-// String hides the key.
-func (PrivateKey) String() string { return "[key]" }
-
-// GoString hides the key.
-func (PrivateKey) GoString() string { return "[key]" }
-
-// LogValue hides the key.
-func (PrivateKey) LogValue() slog.Value { return slog.StringValue("[key]") }
-
 // newKey is the one place that chooses what keys this package makes.
 func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
 
-// member is this node's membership of its trust domain. A value: renewal makes another, nobody changes one.
-type member struct {
-	id           spiffeid.ID
-	servers      []string
-	generation   uint64
-	reattestable bool // its evidence may be judged anew; else the node key re-attests
-	key          *ecdsa.PrivateKey
-	chain        [][]byte
-	leaf         *x509.Certificate
+// SVID is this node's membership of its trust domain: the agent SVID with its key and what the server said of the node. A value:
+// renewal makes another, nobody changes one.
+type SVID struct {
+	ID           spiffeid.ID // the agent ID
+	Generation   uint64
+	Reattestable bool // its evidence may be judged anew; else the node key re-attests
+	NotAfter     time.Time
+
+	servers []string
+	key     *ecdsa.PrivateKey
+	chain   [][]byte
+	leaf    *x509.Certificate
 }
 
-// memberJSON is a member as it lies on the disk.
-type memberJSON struct {
+// svidJSON is an SVID as it lies on the disk.
+type svidJSON struct {
 	AgentID      string   `json:"agent_id"`
 	Servers      []string `json:"servers"`
 	Generation   uint64   `json:"generation"`
@@ -78,23 +67,19 @@ type pendingJSON struct {
 	Key        []byte `json:"key"`
 }
 
-func (m *member) certificate() tls.Certificate {
-	return tls.Certificate{Certificate: m.chain, PrivateKey: m.key, Leaf: m.leaf}
+func (m *SVID) certificate() *tls.Certificate {
+	return &tls.Certificate{Certificate: m.chain, PrivateKey: m.key, Leaf: m.leaf}
 }
 
-func (m *member) valid(now time.Time) bool { return now.Before(m.leaf.NotAfter) }
+// Valid says whether the SVID has not ended.
+func (m *SVID) Valid(now time.Time) bool { return now.Before(m.leaf.NotAfter) }
 
 // renewAt is half of the SVID's life, give or take a tenth by node key and generation: nodes that were started together do not
 // renew together, and one node tries at the same moment after a restart.
-func (m *member) renewAt(nodeKey []byte) time.Time {
-	sum := sha256.Sum256(binary.BigEndian.AppendUint64(bytes.Clone(nodeKey), m.generation))
+func (m *SVID) renewAt(nodeKey []byte) time.Time {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(bytes.Clone(nodeKey), m.Generation))
 	fraction := float64(binary.BigEndian.Uint32(sum[:])) / (1 << 32)
-	return m.leaf.NotBefore.Add(halfLife(m.leaf.NotAfter.Sub(m.leaf.NotBefore), fraction))
-}
-
-// halfLife is between 45 and 55 hundredths of a life, for a fraction from 0 to 1.
-func halfLife(life time.Duration, fraction float64) time.Duration {
-	return time.Duration(float64(life) * (0.45 + 0.1*fraction))
+	return m.leaf.NotBefore.Add(HalfLife(m.leaf.NotAfter.Sub(m.leaf.NotBefore), fraction))
 }
 
 // folder is the data directory.
@@ -135,21 +120,21 @@ func (f folder) makeNodeKey() (*ecdsa.PrivateKey, error) {
 	return key, durable.WriteFile(f.path(nodeKeyFile), text, 0o600)
 }
 
-// member reads what the last attestation or renewal left; nil where there was none.
-func (f folder) member() (*member, error) {
-	var saved memberJSON
-	if there, err := f.read(memberFile, &saved); !there || err != nil {
+// svid reads what the last attestation or renewal left; nil where there was none.
+func (f folder) svid() (*SVID, error) {
+	var saved svidJSON
+	if there, err := f.read(svidFile, &saved); !there || err != nil {
 		return nil, err
 	}
 	m, err := saved.parse()
 	if err != nil {
-		return nil, fault.New(fault.Invalid, err, fmt.Sprintf("%s cannot be read", f.path(memberFile))).
+		return nil, fault.New(fault.Invalid, err, fmt.Sprintf("%s cannot be read", f.path(svidFile))).
 			With(fault.BadConfig, "remove the data directory and join again: writ agent join -")
 	}
 	return m, nil
 }
 
-func (s memberJSON) parse() (*member, error) {
+func (s svidJSON) parse() (*SVID, error) {
 	id, err := svid.ParseID(s.AgentID)
 	if err != nil {
 		return nil, err
@@ -165,19 +150,19 @@ func (s memberJSON) parse() (*member, error) {
 	if !key.PublicKey.Equal(certificates[0].PublicKey) {
 		return nil, errors.New("the key is not the certificate's")
 	}
-	return &member{id: id, servers: s.Servers, generation: s.Generation, reattestable: s.Reattestable, key: key, chain: s.Chain,
-		leaf: certificates[0]}, nil
+	return &SVID{ID: id, Generation: s.Generation, Reattestable: s.Reattestable, NotAfter: certificates[0].NotAfter, servers: s.Servers, key: key,
+		chain: s.Chain, leaf: certificates[0]}, nil
 }
 
-// keep writes the member, and only then forgets the pending key: a crash in between leaves both, which Pending sorts out.
-func (f folder) keep(m *member) error {
+// keep writes the SVID, and only then forgets the pending key: a crash in between leaves both, which pending sorts out.
+func (f folder) keep(m *SVID) error {
 	der, err := x509.MarshalPKCS8PrivateKey(m.key)
 	if err != nil {
 		return err
 	}
-	saved := memberJSON{AgentID: m.id.String(), Servers: m.servers, Generation: m.generation, Reattestable: m.reattestable, Key: der,
+	saved := svidJSON{AgentID: m.ID.String(), Servers: m.servers, Generation: m.Generation, Reattestable: m.Reattestable, Key: der,
 		Chain: m.chain}
-	if err := f.write(memberFile, saved); err != nil {
+	if err := f.write(svidFile, saved); err != nil {
 		return err
 	}
 	if err := os.Remove(f.path(pendingFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -188,7 +173,7 @@ func (f folder) keep(m *member) error {
 
 // pending gives the key to ask a generation with: that of an earlier try whose answer was lost, or a new one, which is on the
 // disk before anybody hears of it.
-func (f folder) pending(generation uint64, held *member) (*ecdsa.PrivateKey, error) {
+func (f folder) pending(generation uint64, held *SVID) (*ecdsa.PrivateKey, error) {
 	var saved pendingJSON
 	there, err := f.read(pendingFile, &saved)
 	if err != nil {
@@ -309,8 +294,4 @@ func parsePEM(text []byte) ([]*x509.Certificate, error) {
 		return nil, errors.New("there is no certificate in it")
 	}
 	return out, nil
-}
-
-func sameCertificates(a, b []*x509.Certificate) bool {
-	return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
 }
