@@ -8,12 +8,18 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/zmap/zlint/v3/lint"
 
 	"github.com/writ-dev/writ/ca/keystore"
+	"github.com/writ-dev/writ/internal/fault"
+	"github.com/writ-dev/writ/svid"
 )
 
 // What an AuthorityRecord's Use, Tier and State may be.
@@ -65,9 +71,89 @@ type Config struct {
 	RootTTL     time.Duration    // ten years where zero
 }
 
-// Bundle is what others need to verify SVIDs of this trust domain, as of now.
-type Bundle struct {
-	TrustDomain spiffeid.TrustDomain
-	Roots       []*x509.Certificate // the trust anchors
-	Issuing     []*x509.Certificate // all servers', for whoever is shown a leaf alone; anchors of nothing
+// Authority signs for one trust domain, on one server. Its methods may be called from several goroutines.
+type Authority struct {
+	config Config
+	lints  lint.Registry
+	root   *issuer // set by New and never again
+
+	mu      sync.RWMutex     // never held over a signature or the ledger
+	active  *issuer          // signs leaves
+	former  []retiring       // replaced a moment ago, oldest first; only Run changes it
+	known   map[string]known // by ID: the x509 authorities of all servers
+	written uint64           // how often this process has added to known
+}
+
+// known is a record with its certificate read.
+type known struct {
+	AuthorityRecord
+	cert *x509.Certificate
+}
+
+// New loads this server's authorities from the ledger. Where there are none, or their keys ended with the last process, it makes
+// them; what was there before stays in the bundle while anything it signed may live.
+func New(ctx context.Context, c Config) (*Authority, error) {
+	c, err := c.complete()
+	if err != nil {
+		return nil, err
+	}
+	rules, err := lintRules()
+	if err != nil {
+		return nil, fmt.Errorf("choose lints: %w", err)
+	}
+	a := &Authority{config: c, lints: rules}
+	if err := a.Reload(ctx); err != nil {
+		return nil, err
+	}
+	if a.root, err = a.findRoot(ctx); err != nil {
+		return nil, fmt.Errorf("set up root: %w", err)
+	}
+	if a.active, err = a.findIssuing(ctx); err != nil {
+		return nil, fmt.Errorf("set up issuing certificate: %w", err)
+	}
+	return a, nil
+}
+
+// complete fills in what was left out and refuses what cannot work.
+func (c Config) complete() (Config, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.TTL == 0 {
+		c.TTL = 24 * time.Hour
+	}
+	if c.RootTTL == 0 {
+		c.RootTTL = 10 * 365 * 24 * time.Hour
+	}
+	_, err := spiffeid.FromSegments(c.TrustDomain, "writ", "server", c.Server)
+	switch {
+	case c.Keys == nil || c.Ledger == nil:
+		return c, errors.New("set up authority: no keystore or no ledger")
+	case c.TrustDomain.IsZero():
+		err = errors.New("there is no trust domain")
+	case err != nil:
+		err = fmt.Errorf("server name %q: %w", c.Server, err)
+	case c.TTL < 10*time.Second:
+		err = errors.New("ca.ttl is under 10s")
+	case c.RootTTL <= c.TTL:
+		err = errors.New("ca.root_ttl is not longer than ca.ttl")
+	default:
+		err = svid.CheckServable(c.TrustDomain)
+	}
+	if err != nil {
+		return c, fault.New(fault.Invalid, nil, "the authority cannot be set up").Because(err.Error()).With(fault.BadConfig, "")
+	}
+	return c, nil
+}
+
+// ID names the authority that signs now: the subject key id of the issuing certificate, lower-case hex.
+func (a *Authority) ID() string { return a.current().id }
+
+func (a *Authority) current() *issuer {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.active
 }

@@ -71,8 +71,7 @@ func (d *disk) Load(_ context.Context, name string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, wide(fmt.Errorf("load key %s: %w", name, err))
 	}
-	// An empty password: without one pemutil would ask the terminal for that of an encrypted key.
-	parsed, err := pemutil.ParseKey(text, pemutil.WithPassword([]byte{}))
+	parsed, err := pemutil.ParseKey(text)
 	if err != nil {
 		return nil, fmt.Errorf("load key %s: %w", name, err)
 	}
