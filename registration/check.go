@@ -19,7 +19,7 @@ type Limits struct {
 	MaxTTL      time.Duration // half of the issuing certificate's, so that no leaf outlives its issuer; 0: none
 }
 
-// The shortest lives, and the longest hint: SPIFFE Workload API section 5.2.1 gives it no bound, SPIRE gives it this one.
+// The shortest lives, and the longest hint that SPIFFE Workload API section 8 lets an issuer give.
 const (
 	minTTL     = 5 * time.Second
 	minJWTTTL  = time.Second

@@ -100,7 +100,7 @@ func TestParseRefuses(t *testing.T) {
 		{"negative ttl", with("more", "ttl: -1h"), "f:4:1: ttl -1h is under 5s"},
 		{"ttl without unit", with("more", "ttl: 3600"), "f:4:6: "},
 		{"jwt_ttl under 1 s", with("more", "jwt_ttl: 999ms"), "f:4:1: jwt_ttl 999ms is under 1s"},
-		{"hint over 1024 bytes", with("more", "hint: "+strings.Repeat("h", 1025)), "f:4:1: hint has 1025 bytes"},
+		{"WAPI-30, hint over 1024 bytes", with("more", "hint: "+strings.Repeat("h", 1025)), "f:4:1: hint has 1025 bytes"},
 		{"hint with a line break", with("more", `hint: "a\nb"`), "f:4:1: hint"},
 		{"name with a mark that turns the writing", with("more", `name: "a\u202eb"`), "f:4:1: name"},
 		{"name that is another's ID", with("more", "name: spiffe://example.org/admin"), "f:4:1: name"},
