@@ -1,0 +1,288 @@
+package authz_test
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/authz"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// judge is a Decider made of a function.
+type judge func(ctx context.Context, request []byte) authz.Decision
+
+func (j judge) Decide(ctx context.Context, _ string, request []byte) authz.Decision {
+	return j(ctx, request)
+}
+
+func always(d authz.Decision) judge {
+	return func(context.Context, []byte) authz.Decision { return d }
+}
+
+// records keeps what is put into it.
+type records struct {
+	mu   sync.Mutex
+	list []*audit.Decision
+}
+
+func (r *records) Put(d *audit.Decision) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = append(r.list, d)
+	return true
+}
+
+func newServer(t testing.TB, c authz.Config) *authz.Server {
+	t.Helper()
+	s, err := authz.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func check(t testing.TB, s *authz.Server, ctx context.Context) *authv3.CheckResponse {
+	t.Helper()
+	b, err := s.Answer(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r authv3.CheckResponse
+	if err := proto.Unmarshal(b, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.GetDynamicMetadata().GetFields()["decision_id"].GetStringValue() == "" {
+		t.Error("no decision id in", &r)
+	}
+	return &r
+}
+
+// dial serves on a Unix socket and connects to it.
+func dial(t testing.TB, s *authz.Server) *grpc.ClientConn {
+	t.Helper()
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := s.GRPC()
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(listener) })
+	conn, err := grpc.NewClient("unix://"+listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(64<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(); server.Stop(); wg.Wait() })
+	return conn
+}
+
+func TestFailuresAreDeniedAnswers(t *testing.T) {
+	expired, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	patient := judge(func(ctx context.Context, _ []byte) authz.Decision { <-ctx.Done(); return authz.Fail("timeout") })
+	rows := []struct {
+		name    string
+		decider authz.Decider
+		ctx     context.Context
+	}{
+		{"the zero decision", always(authz.Decision{}), t.Context()},
+		{"a decider that panics", judge(func(context.Context, []byte) authz.Decision { panic("x") }), t.Context()},
+		{"a decider that does not end by itself", patient, t.Context()},
+		{"a deadline that has passed", patient, expired},
+		{"a header that would be two", always(authz.Decision{Outcome: authz.Allowed, Headers: []authz.Header{{"a", "b\r\nc: d"}}}), t.Context()},
+		{"a status that is none", always(authz.Decision{Outcome: authz.Denied, Status: 1 << 33}), t.Context()},
+		{"a body that is not UTF-8", always(authz.Decision{Outcome: authz.Denied, Body: "\xff"}), t.Context()},
+		{"an unknown outcome", always(authz.Decision{Outcome: 0}), t.Context()},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			kept := &records{}
+			s := newServer(t, authz.Config{Decider: row.decider, Timeout: 20 * time.Millisecond, Records: kept})
+			if r := check(t, s, row.ctx); r.GetDeniedResponse().GetStatus().GetCode() != 503 || r.GetStatus().GetCode() == 0 {
+				t.Error(r)
+			}
+			if len(kept.list) != 1 || kept.list[0].Allow || kept.list[0].Reason == "" && row.name != "the zero decision" && row.name != "an unknown outcome" {
+				t.Error("recorded:", kept.list)
+			}
+		})
+	}
+}
+
+func TestRecord(t *testing.T) {
+	kept := &records{}
+	now := time.Date(2026, 11, 24, 5, 0, 0, 0, time.UTC)
+	s := newServer(t, authz.Config{Records: kept, Now: func() time.Time { return now }, Decider: always(authz.Decision{Outcome: authz.Denied, Reason: "no", Rule: "r",
+		Revision: "1", Input: "i", Request: authz.Request{Method: "GET", Path: "/a?token=secret", Host: "h", Source: "s", Destination: "d"}})})
+	check(t, s, t.Context())
+	check(t, s, t.Context())
+	want := audit.Decision{Time: now, Revision: "1", Source: "s", Destination: "d", Method: "GET", Path: "/a", Host: "h", Reason: "no", Rule: "r", Input: "i"}
+	if diff := cmp.Diff(want, *kept.list[0], cmpopts.IgnoreFields(audit.Decision{}, "DecisionID")); diff != "" {
+		t.Error(diff)
+	}
+	if kept.list[0].DecisionID == kept.list[1].DecisionID {
+		t.Error("two decisions have one id")
+	}
+}
+
+func TestCheckOverGRPC(t *testing.T) {
+	request := &authv3.CheckRequest{Attributes: &authv3.AttributeContext{ContextExtensions: map[string]string{"a": strings.Repeat("x", 100_000)}}}
+	registry := prometheus.NewRegistry()
+	s := newServer(t, authz.Config{Reflection: true, Registerer: registry, Decider: judge(func(_ context.Context, b []byte) authz.Decision {
+		var got authv3.CheckRequest
+		if err := proto.Unmarshal(b, &got); err != nil {
+			return authz.Decision{Outcome: authz.Malformed}
+		}
+		if !proto.Equal(&got, request) {
+			return authz.Decision{Outcome: authz.Denied}
+		}
+		return authz.Decision{Outcome: authz.Allowed}
+	})})
+	conn := dial(t, s)
+	r, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), request)
+	if err != nil || r.GetOkResponse() == nil {
+		t.Error(r, err)
+	}
+	request.Attributes.ContextExtensions["a"] = strings.Repeat("x", authz.MaxMessage)
+	if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), request); status.Code(err) != codes.ResourceExhausted {
+		t.Error("a message over 4 MiB:", err)
+	}
+	err = conn.Invoke(t.Context(), "/envoy.service.auth.v3.Authorization/Check", &grpc_health_v1.HealthCheckRequest{Service: "\x0f"}, &authv3.CheckResponse{})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Error("bytes that are no CheckRequest:", err)
+	}
+	if h, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil || h.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		t.Error("health:", h, err)
+	}
+	if !strings.Contains(services(t, conn), "envoy.service.auth.v3.Authorization") {
+		t.Error("reflection does not name the service")
+	}
+	families, err := registry.Gather()
+	if err != nil || len(families) != 2 {
+		t.Error("metrics:", families, err)
+	}
+}
+
+func services(t testing.TB, conn *grpc.ClientConn) string {
+	t.Helper()
+	stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := &grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_FileContainingSymbol{
+		FileContainingSymbol: "envoy.service.auth.v3.Authorization"}}
+	if err := stream.Send(ask); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := stream.Recv(); err != nil || r.GetErrorResponse() != nil {
+		t.Error(r, err)
+	}
+	ask.MessageRequest = &grpc_reflection_v1.ServerReflectionRequest_ListServices{}
+	if err := stream.Send(ask); err != nil {
+		t.Fatal(err)
+	}
+	r, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.String()
+}
+
+// TestManyCallers: buffers of requests and answers must not be mixed up.
+func TestManyCallers(t *testing.T) {
+	conn := dial(t, newServer(t, authz.Config{Decider: judge(func(_ context.Context, b []byte) authz.Decision {
+		var got authv3.CheckRequest
+		if err := proto.Unmarshal(b, &got); err != nil {
+			return authz.Decision{Outcome: authz.Malformed}
+		}
+		return authz.Decision{Outcome: authz.Denied, Body: got.GetAttributes().GetSource().GetPrincipal()}
+	})}))
+	var wg sync.WaitGroup
+	for c := range 16 {
+		wg.Go(func() {
+			for i := range 50 {
+				name := strings.Repeat(string(rune('a'+c)), 1+i*97)
+				r, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+					Source: &authv3.AttributeContext_Peer{Principal: name}}})
+				if err != nil || r.GetDeniedResponse().GetBody() != name {
+					t.Error("another's answer, or none:", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// FuzzEncode: whatever a policy says, the answer is one that protobuf and Envoy's own rules take, or an error.
+func FuzzEncode(f *testing.F) {
+	f.Add(true, 0, "x-a", "1", "body", "reason")
+	f.Add(false, 403, "X-Writ-Decision-Id", "\x00", "\xff", "a\r\nb")
+	f.Add(false, -1, "", "ü", "", strings.Repeat("ü", 2000))
+	f.Fuzz(func(t *testing.T, allow bool, code int, name, value, body, reason string) {
+		d := authz.Decision{Outcome: authz.Denied, Status: code, Reason: reason, ShowReason: true, Rule: reason, Body: body,
+			Headers: []authz.Header{{name, value}, {name, value}}, RemoveHeaders: []string{name}, ResponseHeaders: []authz.Header{{name, value}},
+			SetQuery: []authz.Parameter{{name, value}}, RemoveQuery: []string{value}}
+		if allow {
+			d.Outcome = authz.Allowed
+		}
+		b, err := authz.Encode(d, "ID")
+		if err != nil {
+			return
+		}
+		var r authv3.CheckResponse
+		if err := proto.Unmarshal(b, &r); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.ValidateAll(); err != nil {
+			t.Fatal(err)
+		}
+		if (r.GetStatus().GetCode() == 0) != allow || (r.GetOkResponse() != nil) != allow {
+			t.Fatal("the answer is not the decision:", &r)
+		}
+	})
+}
+
+func TestParseTarget(t *testing.T) {
+	for raw, want := range map[string]authz.Target{"/a%20b?c=%2F": {Path: "/a b", Query: "c=%2F"}, "": {}, "/?": {Path: "/"}, "/a?b?c": {Path: "/a", Query: "b?c"}} {
+		got, err := authz.ParseTarget(raw, false)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Error(raw, err, diff)
+		}
+	}
+}
+
+// FuzzParseTarget: what the rule lets through has one reading: cleaning its path changes nothing but a trailing slash.
+func FuzzParseTarget(f *testing.F) {
+	for _, seed := range []string{"/a/b", "/a/%2e%2e/b", "/a;b/..;c", "//", "/%5c"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		target, err := authz.ParseTarget(raw, false)
+		if err != nil || !strings.HasPrefix(target.Path, "/") || target.Path == "/" {
+			return
+		}
+		if clean := filepath.Clean(target.Path); clean != strings.TrimSuffix(target.Path, "/") || strings.ContainsAny(target.Path, "\\\x00") {
+			t.Errorf("%q reads as %q and %q", raw, target.Path, clean)
+		}
+	})
+}
