@@ -7,19 +7,19 @@ package server
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 
 	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/ca"
+	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
+	"github.com/writ-dev/writ/svid"
 )
 
 // Config is what a Server is made of. TrustDomain, Name, Authority and every part of Store are required.
@@ -97,25 +97,62 @@ type Issuances interface {
 	RecordIssuances(ctx context.Context, intents []audit.Issuance) []error
 }
 
-// New reads the registry and makes this server's own SVID. The Server follows the store once Run is called.
-func New(ctx context.Context, c Config) (*Server, error) { return nil, errors.ErrUnsupported }
-
 // Server is one authority process's API. All methods are safe to call concurrently; Run is called once.
-type Server struct{ config Config }
+type Server struct {
+	config   Config
+	id       spiffeid.ID // /writ/server/NAME
+	registry *registry
+	identity *identity
+	limits   *limits
+	tally    *tally
+	stopped  chan struct{} // closed when Run ends: every stream ends Unavailable
+}
+
+// New reads the registry and makes this server's own SVID. The Server follows the store once Run is called.
+func New(ctx context.Context, c Config) (*Server, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.SVIDTTL == 0 {
+		c.SVIDTTL = time.Hour
+	}
+	if err := svid.CheckServable(c.TrustDomain); err != nil {
+		return nil, fault.New(fault.Invalid, err, "trust domain").With(fault.BadConfig, "choose another name as `trust_domain`")
+	}
+	id, err := spiffeid.FromSegments(c.TrustDomain, "writ", "server", c.Name)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, err, "server name").With(fault.BadConfig, "choose another `name`")
+	}
+	s := &Server{config: c, id: id, stopped: make(chan struct{}), limits: newLimits()}
+	s.registry = newRegistry(c)
+	s.tally = newTally(c.Registerer, s.registry)
+	s.identity = &identity{}
+	if err := s.registry.load(ctx); err != nil {
+		return nil, err
+	}
+	return s, s.renewIdentity(ctx)
+}
 
 // Run follows the store and renews this server's SVID until ctx ends, which is no error; then it ends every open stream with
 // Unavailable. Every goroutine that it started has ended when it returns.
 func (s *Server) Run(ctx context.Context) error {
-	g, _ := errgroup.WithContext(ctx)
+	defer close(s.stopped)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.registry.follow(ctx) })
+	g.Go(func() error { return s.keepIdentity(ctx) })
 	return g.Wait()
 }
 
-// NodeAPI is a gRPC server that speaks the node API over TLS 1.3, health included. The caller serves and stops it.
-func (s *Server) NodeAPI() *grpc.Server { return nil }
-
-// AdminAPI is a gRPC server that speaks the admin API over a Unix socket. The caller serves and stops it, and says with the
-// socket's mode who may connect.
-func (s *Server) AdminAPI() *grpc.Server { return nil }
-
-// Ready is nil when this server can do its job now.
-func (s *Server) Ready() error { return nil }
+// Ready is nil when this server can do its job now: its registry is read without error, and its own SVID is valid.
+func (s *Server) Ready() error {
+	if err := s.registry.trouble(); err != nil {
+		return err
+	}
+	if !s.config.Now().Before(s.identity.current().Leaf.NotAfter) {
+		return fault.New(fault.Unavailable, nil, "this server's own SVID has ended").With(fault.AuthorityMissing, "look into the log for why it is not renewed")
+	}
+	return nil
+}

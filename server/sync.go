@@ -1,0 +1,140 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"github.com/writ-dev/writ/api/nodev1"
+	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/fault"
+	"github.com/writ-dev/writ/registration"
+)
+
+// catchUpPatience is how long an agent that knows more than this server waits for it to read the store.
+const catchUpPatience = 5 * time.Second
+
+// Sync implements nodev1.NodeServer: it pushes what concerns the calling node until the node, the stream or the server ends.
+func (s *nodeAPI) Sync(stream nodev1.Node_SyncServer) error {
+	ctx := stream.Context()
+	node, err := s.caller(ctx)
+	if err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	if open == nil || open.Version != 1 {
+		return fault.New(fault.Invalid, nil, "the stream does not begin with an open message of version 1")
+	}
+	since, resumed, err := s.resume(ctx, node, registration.Revision{Number: open.Revision, Chain: open.Chain})
+	if err != nil {
+		return err
+	}
+	f, messages := s.registry.followNode(node, since, resumed)
+	defer s.registry.leave(f)
+	go s.takeAcks(stream, f) // ends with the stream, which ends when this returns
+	for {
+		for _, m := range messages {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-f.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.stopped:
+			return errStopping()
+		}
+		if messages, err = s.registry.next(f); err != nil {
+			return err
+		}
+	}
+}
+
+// takeAcks notes what the agent holds.
+func (s *nodeAPI) takeAcks(stream nodev1.Node_SyncServer, f *follower) {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		f.mu.Lock()
+		f.acked = max(f.acked, m.GetAck().GetRevision())
+		f.mu.Unlock()
+		s.registry.announce()
+	}
+}
+
+// announce wakes whoever waits for agents to catch up.
+func (r *registry) announce() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.moved)
+	r.moved = make(chan struct{})
+}
+
+// resume says what changed after the revision that an agent holds. Not resumed, with no error, means a snapshot: the agent holds
+// nothing, or a history that this store does not know, or its node's selectors changed meanwhile.
+func (s *nodeAPI) resume(ctx context.Context, n attest.Node, held registration.Revision) (since []registration.Change, resumed bool, err error) {
+	if held.Number == 0 {
+		return nil, false, nil
+	}
+	feed := s.config.Store.Feed
+	chain, err := feed.ChainAt(ctx, held.Number)
+	if fault.Is(err, fault.NotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if !bytes.Equal(chain, held.Chain) {
+		return nil, false, nil
+	}
+	if err := s.registry.await(ctx, held.Number, catchUpPatience); err != nil {
+		return nil, false, err
+	}
+	for after := held.Number; ; {
+		changes, err := feed.Changes(ctx, after, 1000)
+		if err != nil {
+			return nil, false, err
+		}
+		if len(changes) == 0 || len(since) > 10_000 {
+			return since, len(changes) == 0, s.registry.await(ctx, after, catchUpPatience)
+		}
+		for _, c := range changes {
+			if c.Kind == kindNode && c.ID == n.ID.String() {
+				return nil, false, nil
+			}
+		}
+		since, after = append(since, changes...), changes[len(changes)-1].Revision.Number
+	}
+}
+
+// await waits until the registry holds a revision.
+func (r *registry) await(ctx context.Context, revision uint64, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		r.mu.RLock()
+		at, moved := r.revision.Number, r.moved
+		r.mu.RUnlock()
+		if at >= revision {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, ctx.Err(), "this server has not read that revision yet; try again")
+		}
+	}
+}
+
+func errStopping() error { return fault.New(fault.Unavailable, nil, "the server is stopping") }
+
+func errEvicted() error {
+	return fault.New(fault.Unauthenticated, nil, "the node was evicted").With(fault.NodeUnknown, "let the node attest anew")
+}
