@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -61,41 +60,57 @@ type trusted struct {
 }
 
 func newCache(domain spiffeid.TrustDomain) *cache {
-	return &cache{domain: domain, records: map[string]*record{}, index: index{}, bundles: map[spiffeid.TrustDomain]*trusted{},
+	return &cache{domain: domain, records: map[string]*record{}, index: newIndex(), bundles: map[spiffeid.TrustDomain]*trusted{},
 		facts: map[spiffeid.ID]registration.Facts{}, shares: map[*share]struct{}{}, wanted: map[*record]struct{}{},
 		expiring: map[*record]struct{}{}}
 }
 
 // index finds the entries that a workload may match without looking at the others: each stands under that one of its selectors
 // that fewest entries stood under when it came.
-type index map[attest.Selector]map[*record]struct{}
+type index struct {
+	under map[attest.Selector]map[*record]struct{}
+	keys  map[[2]string]int // how many selectors of all entries have that method and key
+}
+
+func newIndex() index {
+	return index{under: map[attest.Selector]map[*record]struct{}{}, keys: map[[2]string]int{}}
+}
 
 func (x index) add(r *record) {
-	r.anchor = slices.MinFunc(r.entry.Match, func(a, b attest.Selector) int { return len(x[a]) - len(x[b]) })
-	if x[r.anchor] == nil {
-		x[r.anchor] = map[*record]struct{}{}
+	r.anchor = slices.MinFunc(r.entry.Match, func(a, b attest.Selector) int { return len(x.under[a]) - len(x.under[b]) })
+	if x.under[r.anchor] == nil {
+		x.under[r.anchor] = map[*record]struct{}{}
 	}
-	x[r.anchor][r] = struct{}{}
+	x.under[r.anchor][r] = struct{}{}
+	for _, s := range r.entry.Match {
+		x.keys[[2]string{s.Method, s.Key}]++
+	}
 }
 
 func (x index) remove(r *record) {
-	delete(x[r.anchor], r)
-	if len(x[r.anchor]) == 0 {
-		delete(x, r.anchor)
+	delete(x.under[r.anchor], r)
+	if len(x.under[r.anchor]) == 0 {
+		delete(x.under, r.anchor)
+	}
+	for _, s := range r.entry.Match {
+		x.keys[[2]string{s.Method, s.Key}]--
 	}
 }
 
 // match gives the records that these selectors satisfy, by name. registration.Match is the rule.
 func (x index) match(workload []attest.Selector) []*record {
-	var found []*record
+	under := map[string]*record{}
+	var candidates []registration.Entry
 	for _, s := range workload {
-		for r := range x[s] {
-			if satisfies(workload, r.entry) {
-				found = append(found, r)
-			}
+		for r := range x.under[s] {
+			under[r.entry.Name] = r
+			candidates = append(candidates, r.entry)
 		}
 	}
-	slices.SortFunc(found, func(a, b *record) int { return strings.Compare(a.entry.Name, b.entry.Name) })
+	var found []*record
+	for _, grant := range registration.Match(candidates, workload) {
+		found = append(found, under[grant.Entry])
+	}
 	return found
 }
 
@@ -401,4 +416,11 @@ func (c *cache) tick(now time.Time) {
 			}
 		}
 	}
+}
+
+// Asks says whether an entry of this node wants a selector of that method and key: reading some of them is dear.
+func (a *Agent) Asks(method, key string) bool {
+	a.cache.mu.RLock()
+	defer a.cache.mu.RUnlock()
+	return a.cache.index.keys[[2]string{method, key}] > 0
 }

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/writ-dev/writ/api/adminv1"
+	"github.com/writ-dev/writ/internal/fault"
+)
+
+const (
+	defaultAdminSocket = "/run/writ/admin.sock"
+	adminVariable      = "WRIT_ADMIN"
+	largestAnswer      = 64 << 20 // bytes; a whole registry in one answer
+)
+
+// adminSocket gives the path of the admin socket: the flag, else the variable, else the installed one.
+func adminSocket(cmd *cobra.Command) string {
+	path, _ := cmd.Flags().GetString("admin")
+	if path == "" {
+		path = os.Getenv(adminVariable)
+	}
+	if path == "" {
+		path = defaultAdminSocket
+	}
+	return socketPath(path)
+}
+
+// socketPath takes a path or a unix URI.
+func socketPath(s string) string {
+	if rest, ok := strings.CutPrefix(s, "unix://"); ok {
+		return rest
+	}
+	return strings.TrimPrefix(s, "unix:")
+}
+
+// withAdmin calls do with a connection to the admin socket, and turns what the server answered into a fault.
+func withAdmin(cmd *cobra.Command, do func(context.Context, adminv1.AdminClient) error) error {
+	path := adminSocket(cmd)
+	return fromAdmin(path, callAdmin(cmd.Context(), path, do))
+}
+
+// callAdmin is withAdmin for callers that have no command.
+func callAdmin(ctx context.Context, path string, do func(context.Context, adminv1.AdminClient) error) error {
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestAnswer)))
+	if err != nil {
+		return fmt.Errorf("admin socket %s: %w", path, err)
+	}
+	defer conn.Close()
+	return do(ctx, adminv1.NewAdminClient(conn))
+}
+
+// fromAdmin says where nobody answered.
+func fromAdmin(path string, err error) error {
+	err = fault.FromStatus(err)
+	if f, ok := err.(*fault.Error); ok && f.Kind == fault.Unavailable && f.Code == "" {
+		return fault.New(fault.Unreachable, nil, "nobody answers on the admin socket "+path).Because(f.What).
+			With("", "start `writ dev` or `writ server run`, or name its socket with --admin or "+adminVariable)
+	}
+	return err
+}
+
+// printed is the -o flag of a command that prints things.
+type printed struct{ form string }
+
+// flag adds -o with the forms that the command knows; the first is the default.
+func (p *printed) flag(cmd *cobra.Command, forms ...string) {
+	cmd.Flags().StringVarP(&p.form, "output", "o", forms[0], "output: "+strings.Join(forms, ", "))
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		for _, form := range forms {
+			if p.form == form {
+				if before != nil {
+					return before(cmd, args)
+				}
+				return nil
+			}
+		}
+		return usageError{cmd, fmt.Errorf("output %q is none of %s", p.form, strings.Join(forms, ", "))}
+	}
+}
+
+// document prints v as JSON or YAML under the stable head {"apiVersion":"writ/v1","kind":...}.
+func (p *printed) document(w io.Writer, kind string, fields map[string]any) error {
+	fields["apiVersion"], fields["kind"] = "writ/v1", kind
+	if p.form == "yaml" {
+		out, err := yaml.Marshal(fields)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(out)
+		return err
+	}
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(fields)
+}
+
+// table prints rows under a head, columns aligned.
+func table(w io.Writer, head string, rows [][]string) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, strings.ReplaceAll(head, " ", "\t"))
+	for _, row := range rows {
+		for i := range row {
+			row[i] = clean(row[i])
+		}
+		fmt.Fprintln(t, strings.Join(row, "\t"))
+	}
+	t.Flush()
+}

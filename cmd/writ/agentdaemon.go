@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+
+	"github.com/writ-dev/writ/agent"
+	"github.com/writ-dev/writ/agent/peer"
+	"github.com/writ-dev/writ/agent/sds"
+	"github.com/writ-dev/writ/agent/workloadapi"
+	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/attest/jointoken"
+	"github.com/writ-dev/writ/attest/unix"
+	"github.com/writ-dev/writ/attest/x509pop"
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/authz"
+	"github.com/writ-dev/writ/authz/policy"
+)
+
+// agentDaemon is `writ agent run`: the agent, its surfaces on one Unix socket, and decisions. It listens from the start; until the
+// agent knows its entries the surfaces answer Unavailable.
+type agentDaemon struct {
+	config  agentConfig
+	log     *slog.Logger
+	metrics *prometheus.Registry
+	agent   *agent.Agent
+
+	workloads *workloadapi.Handler
+	secrets   *sds.Handler
+	surface   *grpc.Server
+	socket    net.Listener
+
+	policies *policy.Live // nil without authz.listen
+	decider  *grpc.Server
+	doors    []net.Listener // of the decider
+	ring     *audit.Ring    // nil when records are off
+	lines    *audit.Lines
+}
+
+// agentParts is what `writ dev` and `writ agent join` give an agent beside its file.
+type agentParts struct {
+	token  *jointoken.Text // joins with it
+	policy fs.FS           // decides where no folder is configured
+}
+
+// newAgentDaemon opens everything that the configuration names; whatever fails closes what was open.
+func newAgentDaemon(ctx context.Context, c agentConfig, parts agentParts, log *slog.Logger, metrics *prometheus.Registry) (d *agentDaemon, err error) {
+	d = &agentDaemon{config: c, log: log, metrics: metrics}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.agent, err = newAgent(c, parts, log, metrics); err != nil {
+		return d, err
+	}
+	if d.socket, err = peer.Listen(c.Socket, fs.FileMode(c.socketMode)); err != nil {
+		return d, err
+	}
+	d.newSurface()
+	if len(c.Authz.Listen) > 0 {
+		err = d.newDecider(ctx, parts.policy)
+	}
+	return d, err
+}
+
+// newAgent gives the agent for a configuration, proving itself by what the configuration and the token name.
+func newAgent(c agentConfig, parts agentParts, log *slog.Logger, metrics *prometheus.Registry) (*agent.Agent, error) {
+	config := agent.Config{DataDir: c.DataDir, Server: c.Server, Log: log, Registerer: metrics}
+	if c.TrustDomain != "" {
+		domain, err := c.domain()
+		if err != nil {
+			return nil, err
+		}
+		config.TrustDomain = domain
+	}
+	if c.Bundle != "" {
+		roots, err := os.ReadFile(c.Bundle)
+		if err != nil {
+			return nil, fmt.Errorf("read bundle: %w", err)
+		}
+		config.Roots = roots
+	}
+	if t := parts.token; t != nil {
+		config.Attestors = append(config.Attestors, jointoken.NewAttestor(*t))
+		config.Pins = t.Pins
+		if config.Server == "" {
+			config.Server = strings.Join(t.Addresses, ",")
+		}
+	}
+	if x := c.Attest.X509pop; x != nil {
+		attestor, err := x509pop.NewAttestor(x509pop.AttestorConfig{CertFile: x.Cert, KeyFile: x.Key})
+		if err != nil {
+			return nil, err
+		}
+		config.Attestors = append(config.Attestors, attestor)
+	}
+	var a *agent.Agent
+	config.Workload = []attest.WorkloadAttestor{unix.New(unix.Config{Log: log, WantHash: func() bool { return a.Asks(unix.Method, "sha256") }})}
+	a, err := agent.New(config)
+	return a, err
+}
+
+// newSurface puts Workload API, SDS and reflection on the agent's socket.
+func (d *agentDaemon) newSurface() {
+	d.workloads = workloadapi.New(workloadapi.Config{Log: d.log, Source: d.agent})
+	d.secrets = sds.New(sds.Config{Log: d.log, Source: d.agent})
+	d.surface = grpc.NewServer(
+		grpc.Creds(peer.Credentials(peer.Config{Log: d.log})),
+		grpc.MaxConcurrentStreams(100),
+		grpc.MaxRecvMsgSize(1<<20),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Minute}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}))
+	workload.RegisterSpiffeWorkloadAPIServer(d.surface, d.workloads)
+	secretv3.RegisterSecretDiscoveryServiceServer(d.surface, d.secrets)
+	reflection.Register(d.surface)
+}
+
+// newDecider loads the policy set, opens the decision records and the doors of ext_authz.
+func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error) {
+	c := d.config.Authz
+	live := policy.LiveConfig{Folder: c.Policy, Config: policy.Config{Identities: d.agent}, Log: d.log, Registerer: d.metrics}
+	if c.Policy == "" {
+		live.Files = shipped
+	}
+	if d.policies, err = policy.NewLive(ctx, live); err != nil {
+		return err
+	}
+	config := authz.Config{Decider: d.policies, Log: d.log, Registerer: d.metrics}
+	if path := d.records(); path != "" {
+		if d.lines, err = audit.OpenLines(path); err != nil {
+			return err
+		}
+		d.ring = audit.NewRing(d.lines, 1<<14)
+		config.Records = d.ring
+	}
+	decisions, err := authz.New(config)
+	if err != nil {
+		return err
+	}
+	d.decider = decisions.GRPC()
+	for _, address := range c.Listen {
+		l, err := listenAuthz(address, fs.FileMode(d.config.authzMode))
+		if err != nil {
+			return err
+		}
+		d.doors = append(d.doors, l)
+	}
+	return nil
+}
+
+// records is the file of decision records, empty where they are off.
+func (d *agentDaemon) records() string {
+	switch path := d.config.Authz.Records; path {
+	case "off":
+		return ""
+	case "":
+		return filepath.Join(d.config.DataDir, "decisions.jsonl")
+	default:
+		return path
+	}
+}
+
+// listenAuthz opens a Unix socket, or a loopback address, which the configuration was checked to be.
+func listenAuthz(address string, mode fs.FileMode) (net.Listener, error) {
+	if strings.HasPrefix(address, "unix:") {
+		return peer.Listen(socketPath(address), mode)
+	}
+	return net.Listen("tcp", address)
+}
+
+// run serves until ctx ends. Streams end Unavailable first, so that every client comes back; then the rest stops.
+func (d *agentDaemon) run(ctx context.Context) error {
+	defer d.close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.agent.Run(ctx) })
+	g.Go(func() error { return ignoreStopped(d.surface.Serve(d.socket)) })
+	if d.policies != nil {
+		g.Go(func() error { return d.policies.Watch(ctx) })
+		for _, door := range d.doors {
+			g.Go(func() error { return ignoreStopped(d.decider.Serve(door)) })
+		}
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		d.workloads.Stop()
+		d.secrets.Stop()
+		stopWithin(d.surface, time.Second)
+		if d.decider != nil {
+			stopWithin(d.decider, time.Second)
+		}
+		return nil
+	})
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// health says whether this node can do its job now.
+func (d *agentDaemon) health() health {
+	h := health{Status: "ok", Parts: map[string]string{"agent": "ok"}}
+	if err := d.agent.Ready(); err != nil {
+		h.Status, h.Parts["agent"] = "degraded", err.Error()
+	}
+	if d.policies != nil {
+		h.Parts["policy"] = "ok"
+		h.Policy = &policyHealth{Revision: d.policies.Revision()}
+		if err := d.policies.LastError(); err != nil {
+			h.Policy.LastError = err.Error()
+		}
+		if h.Policy.Revision == "" {
+			h.Status, h.Parts["policy"] = "degraded", "no policy set is live; every request is denied"
+		}
+	}
+	return h
+}
+
+// close lets go of what is open; it may be called for a daemon that came only half into being.
+func (d *agentDaemon) close() {
+	if d.surface != nil {
+		d.surface.Stop()
+	}
+	if d.decider != nil {
+		d.decider.Stop()
+	}
+	for _, l := range append(d.doors, d.socket) {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if d.ring != nil {
+		d.ring.Close()
+	}
+	if d.lines != nil {
+		d.lines.Close()
+	}
+}
+
+// stopWithin lets calls under way end, for a while.
+func stopWithin(s *grpc.Server, d time.Duration) {
+	timer := time.AfterFunc(d, s.Stop)
+	defer timer.Stop()
+	s.GracefulStop()
+}
+
+func ignoreStopped(err error) error {
+	if errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// health is what /healthz shows. Live is that it answers at all; ready, that the process can do its job now.
+type health struct {
+	Status string            `json:"status"` // ok, or degraded with the reasons below
+	Parts  map[string]string `json:"parts"`  // "ok", or what is wrong
+	Policy *policyHealth     `json:"policy,omitempty"`
+}
+
+type policyHealth struct {
+	Revision  string `json:"revision"`
+	LastError string `json:"last_error"`
+}
+
+// healthCheck finds the present health.
+type healthCheck func() health
+
+// serveHTTP serves /metrics, /healthz and /readyz on a loopback address until ctx ends. It only answers, and changes nothing.
+func serveHTTP(ctx context.Context, l net.Listener, metrics prometheus.Gatherer, check healthCheck) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answerHealth(w, check(), http.StatusOK) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		h := check()
+		code := http.StatusOK
+		if h.Status != "ok" {
+			code = http.StatusServiceUnavailable
+		}
+		answerHealth(w, h, code)
+	})
+	s := &http.Server{Handler: sameOrigin(l.Addr(), mux), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := s.Shutdown(stop); err != nil {
+		s.Close()
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func answerHealth(w http.ResponseWriter, h health, code int) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.Encode(h)
+}
+
+// sameOrigin refuses a Host that is not the listener's own address (DNS rebinding) and whatever a page of another site asked for.
+func sameOrigin(own net.Addr, next http.Handler) http.Handler {
+	_, port, _ := net.SplitHostPort(own.String())
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, p, err := net.SplitHostPort(r.Host)
+		ip, notIP := netip.ParseAddr(host)
+		if err != nil || p != port || (host != "localhost" && (notIP != nil || !ip.IsLoopback())) {
+			http.Error(w, "this address answers under its own name only", http.StatusMisdirectedRequest)
+			return
+		}
+		if site := r.Header.Get("Sec-Fetch-Site"); r.Header.Get("Origin") != "" || (site != "" && site != "same-origin" && site != "none") {
+			http.Error(w, "no answer across sites", http.StatusForbidden)
+			return
+		}
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'")
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/internal/fault"
+)
+
+const (
+	workloadVariable   = "SPIFFE_ENDPOINT_SOCKET"
+	defaultAgentSocket = "unix:///run/writ/agent.sock"
+)
+
+func newSVIDCommand() *cobra.Command {
+	return group("svid", "SVIDs, as a workload gets them", newSVIDGetCommand())
+}
+
+func newSVIDGetCommand() *cobra.Command {
+	var p printed
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "get",
+		Short: "Fetch this process's X.509-SVIDs from the Workload API",
+		Long: `Asks the Workload API at $SPIFFE_ENDPOINT_SOCKET (an empty one counts as unset: ` + defaultAgentSocket + `).
+Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody answers in time.`,
+		Args: checked(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			socket := os.Getenv(workloadVariable)
+			if socket == "" {
+				socket = defaultAgentSocket
+			}
+			if err := workloadapi.ValidateAddress(socket); err != nil {
+				return usageError{cmd, fmt.Errorf("%s=%q: %w", workloadVariable, socket, err)}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			svids, err := fetchSVIDs(ctx, socket)
+			if err != nil {
+				return err
+			}
+			return printSVIDs(cmd.OutOrStdout(), p, svids, socket)
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for an answer")
+	p.flag(cmd, "table", "json", "yaml", "pem")
+	return cmd
+}
+
+// fetchSVIDs asks until there is an answer, a denial or the context's end.
+func fetchSVIDs(ctx context.Context, socket string) ([]*x509svid.SVID, error) {
+	for {
+		svids, err := workloadapi.FetchX509SVIDs(ctx, workloadapi.WithAddr(socket))
+		switch {
+		case err == nil:
+			return svids, nil
+		case status.Code(err) == codes.PermissionDenied:
+			s, _ := status.FromError(err)
+			return nil, fault.New(fault.Denied, nil, s.Message()).With(fault.NoIdentity,
+				"apply an entry that matches this process: writ entry apply -f FILE")
+		case status.Code(err) != codes.Unavailable && ctx.Err() == nil:
+			return nil, fault.FromStatus(err)
+		}
+		select { // the agent may be starting
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unreachable, errors.Unwrap(err), "no answer from the Workload API at "+socket).
+				With(fault.AgentStarting, "start `writ dev` or `writ agent run`, or set "+workloadVariable)
+		}
+	}
+}
+
+func printSVIDs(w io.Writer, p printed, svids []*x509svid.SVID, socket string) error {
+	items := []map[string]any{}
+	for _, s := range svids {
+		leaf := s.Certificates[0]
+		switch p.form {
+		case "pem":
+			if err := printPEM(w, s); err != nil {
+				return err
+			}
+		case "table":
+			fmt.Fprintf(w, "%s   valid %s   serial %x   hint %q   socket %s\n", s.ID, time.Until(leaf.NotAfter).Round(time.Second),
+				leaf.SerialNumber, s.Hint, clean(socket))
+		}
+		items = append(items, map[string]any{"spiffe_id": s.ID.String(), "not_before": leaf.NotBefore.UTC().Format(time.RFC3339),
+			"not_after": leaf.NotAfter.UTC().Format(time.RFC3339), "serial": leaf.SerialNumber.Text(16), "hint": s.Hint, "dns": leaf.DNSNames})
+	}
+	if p.form == "json" || p.form == "yaml" {
+		return p.document(w, "SVIDList", map[string]any{"items": items})
+	}
+	return nil
+}
+
+// printPEM writes the chain and the key; whoever asks for it is the workload itself.
+func printPEM(w io.Writer, s *x509svid.SVID) error {
+	for _, c := range s.Certificates {
+		if err := pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
+			return err
+		}
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
+	if err != nil {
+		return err
+	}
+	return pem.Encode(w, &pem.Block{Type: "PRIVATE KEY", Bytes: key})
+}
