@@ -139,7 +139,7 @@ func (r *Server) Why(err error) error {
 		return err
 	}
 	if refused != nil {
-		return fault.New(fault.Unauthenticated, refused, fmt.Sprintf("%s did not prove to be a server of this trust domain", r.Address)).
+		return fault.New(fault.Unauthenticated, nil, fmt.Sprintf("%s did not prove to be a server of this trust domain", r.Address)).
 			Because(refused.Error()).
 			With(fault.ServerUnproved, "check the address; if the authority was replaced, join again with a new token")
 	}

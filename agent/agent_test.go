@@ -1,0 +1,652 @@
+package agent_test
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/writ-dev/writ/agent"
+	"github.com/writ-dev/writ/api/nodev1"
+	"github.com/writ-dev/writ/api/registrationv1"
+	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/fault"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// proof is an attestor whose evidence is the binding's digest.
+type proof struct{}
+
+func (proof) Method() string { return "test" }
+
+func (proof) Attest(_ context.Context, b attest.Binding) ([]byte, error) {
+	digest := b.Digest()
+	return digest[:], nil
+}
+
+// byUser takes a process's uid for its only selector.
+type byUser struct{}
+
+func (byUser) Attest(_ context.Context, p attest.Peer) ([]attest.Selector, error) {
+	return []attest.Selector{{Method: "unix", Key: "user", Value: users[p.Process().UID]}}, nil
+}
+
+var users = map[uint32]string{1: "alice", 2: "bob"}
+
+// process is a caller that a test can end or change.
+type process struct {
+	uid  uint32
+	done chan struct{}
+	lost atomic.Bool
+}
+
+func newProcess(uid uint32) *process { return &process{uid: uid, done: make(chan struct{})} }
+
+func (p *process) Process() attest.Process { return attest.Process{PID: 1, UID: p.uid} }
+func (p *process) Done() <-chan struct{}   { return p.done }
+func (p *process) Verify() error {
+	if p.lost.Load() {
+		return errors.New("another executable")
+	}
+	return nil
+}
+
+func entry(name, user string) *registrationv1.Entry {
+	return &registrationv1.Entry{Name: name, SpiffeId: "spiffe://example.org/" + name, Any: true, Match: []string{"unix:user:" + user}}
+}
+
+func (a *authority) config(t *testing.T) agent.Config {
+	return agent.Config{DataDir: filepath.Join(t.TempDir(), "agent"), Server: a.address, Pins: [][32]byte{a.pin()},
+		Attestors: []attest.Attestor{proof{}}, Workload: []attest.WorkloadAttestor{byUser{}}}
+}
+
+// run starts an agent and stops it at the test's end, or earlier by the function it gives.
+func run(t *testing.T, c agent.Config) (*agent.Agent, func()) {
+	t.Helper()
+	c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	a, err := agent.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return a, stop
+}
+
+func subscribe(t *testing.T, a *agent.Agent, p attest.Peer) *agent.Subscription {
+	t.Helper()
+	await(t, "the first sync", func() bool {
+		select {
+		case <-a.Synced():
+			return true
+		default:
+			return false
+		}
+	})
+	s, err := a.Subscribe(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// await looks until a condition holds.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(15 * time.Second)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s did not come", what)
+		}
+	}
+}
+
+// next follows a subscription until its view is right.
+func next(t *testing.T, s *agent.Subscription, what string, right func(agent.View) bool) agent.View {
+	t.Helper()
+	deadline := time.After(15 * time.Second)
+	for {
+		v := s.View()
+		if right(v) {
+			return v
+		}
+		select {
+		case <-s.Changed():
+		case <-s.Done():
+			t.Fatalf("%s: the subscription ended: %v", what, s.Err())
+		case <-deadline:
+			t.Fatalf("%s did not come; the view is %+v", what, v)
+		}
+	}
+}
+
+// holds is a view of exactly these entries, all signed.
+func holds(names ...string) func(agent.View) bool {
+	return func(v agent.View) bool {
+		var held []string
+		for _, i := range v.Identities {
+			held = append(held, i.Entry)
+		}
+		return v.Known && !v.Pending && cmp.Equal(held, names)
+	}
+}
+
+var ids = cmpopts.EquateComparable(spiffeid.ID{}, spiffeid.TrustDomain{})
+
+// silent fails if the subscriber is told of anything before marker holds.
+func silent(t *testing.T, s *agent.Subscription, marker func() bool) {
+	t.Helper()
+	await(t, "the marker", marker)
+	select {
+	case <-s.Changed():
+		t.Errorf("told of a change that is none: %+v", s.View())
+	default:
+	}
+}
+
+func started(t *testing.T) *authority {
+	a := newAuthority(t, "example.org")
+	a.start()
+	return a
+}
+
+func TestEntryReachesItsWorkloadAndLeavesIt(t *testing.T) {
+	server := started(t)
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	if v := s.View(); !v.Known || v.Pending || len(v.Identities) != 0 || len(v.Bundles) != 1 {
+		t.Errorf("the view before any entry is %+v", v)
+	}
+	server.apply(entry("web", "alice"))
+	v := next(t, s, "the identity", holds("web"))
+	id := v.Identities[0]
+	if _, err := x509.ParsePKCS8PrivateKey(id.Key); err != nil {
+		t.Errorf("key: %v", err)
+	}
+	if got, err := a.VerifyPeer(id.Chain[0]); err != nil || got != id.ID || got.String() != "spiffe://example.org/web" {
+		t.Errorf("VerifyPeer: %v, %v", got, err)
+	}
+	if !cmp.Equal(v.Bundles[0].Roots, [][]byte{server.root.Raw}) {
+		t.Error("the bundle is not the server's root")
+	}
+	server.remove("web")
+	next(t, s, "the withdrawal", holds())
+}
+
+func TestUnchangedContentIsNotTold(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	before := next(t, s, "the identity", holds("web"))
+	at := func(revision uint64) func() bool {
+		return func() bool { return a.Status().Revision == revision && a.Status().Pending == 0 }
+	}
+	server.apply(entry("other", "bob"))
+	silent(t, s, at(2))
+	server.apply(entry("web", "alice")) // the same again under a new revision
+	silent(t, s, at(3))
+	where := entry("web", "alice")
+	where.Any, where.Where = false, []string{"test:a:b"}
+	server.apply(where) // who may serve it is nothing that the workload sees
+	silent(t, s, at(4))
+	server.change(server.bundle())
+	silent(t, s, at(5))
+	if diff := cmp.Diff(before, s.View(), ids); diff != "" {
+		t.Error(diff)
+	}
+	if n := server.count(func() int { return server.signed["web"] }); n != 1 {
+		t.Errorf("signed %d times", n)
+	}
+}
+
+func TestOrderIsByNameAndHintsAreUnique(t *testing.T) {
+	server := started(t)
+	second, third := entry("b", "alice"), entry("c", "alice")
+	second.Hint, third.Hint = "main", "main"
+	server.apply(third, second)
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	v := next(t, s, "both", holds("b", "c"))
+	if v.Identities[0].Hint != "main" || v.Identities[1].Hint != "" {
+		t.Errorf("hints %q and %q", v.Identities[0].Hint, v.Identities[1].Hint)
+	}
+	server.apply(entry("d", "alice"))
+	next(t, s, "the third", holds("b", "c", "d"))
+	server.remove("b")
+	v = next(t, s, "the rest", holds("c", "d"))
+	if v.Identities[0].Hint != "main" {
+		t.Errorf("the hint is free again, the view has %q", v.Identities[0].Hint)
+	}
+}
+
+func TestChangedEntryIsSignedAgainWhereItMust(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	next(t, s, "the identity", holds("web"))
+	count := func() int { return server.count(func() int { return server.signed["web"] }) }
+
+	hinted := entry("web", "alice")
+	hinted.Hint = "h"
+	server.apply(hinted)
+	next(t, s, "the hint", func(v agent.View) bool { return holds("web")(v) && v.Identities[0].Hint == "h" })
+	if count() != 1 {
+		t.Error("a hint costs no signature")
+	}
+	named := entry("web", "alice")
+	named.Dns = []string{"web.internal"}
+	server.apply(named)
+	next(t, s, "the DNS name", func(v agent.View) bool {
+		if !holds("web")(v) {
+			return false
+		}
+		c, err := x509.ParseCertificate(v.Identities[0].Chain[0])
+		return err == nil && cmp.Equal(c.DNSNames, named.Dns)
+	})
+	moved := entry("web", "alice")
+	moved.SpiffeId = "spiffe://example.org/elsewhere"
+	server.apply(moved)
+	next(t, s, "the other ID", func(v agent.View) bool {
+		return holds("web")(v) && v.Identities[0].ID.Path() == "/elsewhere"
+	})
+	other := entry("web", "bob")
+	other.SpiffeId = moved.SpiffeId
+	server.apply(other)
+	next(t, s, "the withdrawal", holds())
+}
+
+func TestExpiredEntryIsWithdrawn(t *testing.T) {
+	server := started(t)
+	e := entry("web", "alice")
+	e.Expires = timestamppb.New(time.Now().Add(1500 * time.Millisecond))
+	server.apply(e)
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	next(t, s, "the identity", holds("web"))
+	next(t, s, "its end", holds())
+}
+
+func TestSVIDsAreRenewedAtHalfLife(t *testing.T) {
+	server := started(t)
+	server.agentTTL, server.ttl = 3*time.Second, 4*time.Second // certificates count whole seconds: 3 to 4 are left
+	server.apply(entry("web", "alice"))
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	began := time.Now()
+	first := next(t, s, "the identity", holds("web"))
+	second := next(t, s, "its renewal", func(v agent.View) bool {
+		return holds("web")(v) && !cmp.Equal(v.Identities[0].Chain, first.Identities[0].Chain)
+	})
+	if passed := time.Since(began); passed < 1200*time.Millisecond || passed > 3*time.Second {
+		t.Errorf("renewed after %s of 4s", passed)
+	}
+	if cmp.Equal(first.Identities[0].Key, second.Identities[0].Key) {
+		t.Error("the key is the old one")
+	}
+	await(t, "the third generation", func() bool { return a.Status().Generation >= 3 })
+	if err := a.Ready(); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
+}
+
+func TestServesWhileTheServerIsAwayAndComesBack(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"), entry("more", "bob"))
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	before := next(t, s, "the identity", holds("web"))
+	await(t, "all SVIDs ahead", func() bool { return a.Status().SVIDs == 2 })
+	server.stop()
+	await(t, "the break", func() bool { return !a.Status().Connected })
+	if diff := cmp.Diff(before, s.View(), ids); diff != "" {
+		t.Error(diff)
+	}
+	late := subscribe(t, a, newProcess(2))
+	next(t, late, "what was signed ahead", holds("more"))
+	if err := a.Ready(); err != nil {
+		t.Errorf("Ready without a server: %v", err)
+	}
+	if left := time.Until(a.Status().SafeUntil); left < 50*time.Minute || left > time.Hour {
+		t.Errorf("the outage budget is %s", left)
+	}
+	server.start()
+	server.apply(entry("new", "alice"))
+	next(t, s, "the new entry", holds("new", "web"))
+	server.mu.Lock()
+	defer server.mu.Unlock()
+	if last := server.opened[len(server.opened)-1]; last == 0 {
+		t.Error("it asked for a snapshot where it could resume")
+	}
+}
+
+func TestRefusesWhoIsNoServer(t *testing.T) {
+	real, other := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	foreign := newAuthority(t, "foreign.org")
+	for _, row := range []struct {
+		name  string
+		bend  func(c *agent.Config)
+		shown func() *authority
+	}{
+		{"a workload's SVID", nil, func() *authority { real.identity = real.serverSVID("/web"); return real }},
+		{"an agent's SVID", nil, func() *authority { real.identity = real.serverSVID("/writ/agent/test/k"); return real }},
+		{"an ID below a server's", nil, func() *authority { real.identity = real.serverSVID("/writ/server/one/two"); return real }},
+		{"a server under another root", nil, func() *authority { return other }},
+		{"a server of another trust domain, pinned", func(c *agent.Config) {
+			c.TrustDomain, c.Pins = spiffeid.RequireTrustDomainFromString("example.org"), [][32]byte{foreign.pin()}
+		}, func() *authority { return foreign }},
+		{"the issuing key pinned, which is no root", func(c *agent.Config) { c.Pins = [][32]byte{{1}} },
+			func() *authority { real.identity = real.serverSVID("/writ/server/one"); return real }},
+		{"another root in the configured bundle", func(c *agent.Config) {
+			c.Pins, c.Roots = nil, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.root.Raw})
+		}, func() *authority { real.identity = real.serverSVID("/writ/server/one"); return real }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			shown := row.shown()
+			c := real.config(t)
+			c.Server = shown.start()
+			defer shown.stop()
+			if row.bend != nil {
+				row.bend(&c)
+			}
+			a, err := agent.New(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = a.Join(t.Context())
+			var f *fault.Error
+			if !errors.As(err, &f) || f.Code != fault.ServerUnproved {
+				t.Errorf("Join: %v", err)
+			}
+			if n := shown.count(func() int { return shown.proofs }); n != 0 {
+				t.Error("evidence was shown to it")
+			}
+		})
+	}
+}
+
+func TestJoinLeavesAllThatRunNeeds(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	c := server.config(t)
+	first, err := agent.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Join(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(c.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range files {
+		info, err := f.Info()
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, %v", f.Name(), info.Mode(), err)
+		}
+		names = append(names, f.Name())
+	}
+	if diff := cmp.Diff([]string{"agent.json", "bundle.pem", "node.key"}, names); diff != "" {
+		t.Error(diff)
+	}
+	a, stop := run(t, agent.Config{DataDir: c.DataDir, Workload: c.Workload}) // no token, no address, no pin
+	s := subscribe(t, a, newProcess(1))
+	next(t, s, "the identity", holds("web"))
+	stop()
+	if v := s.View(); v.Known || !fault.Is(s.Err(), fault.Unavailable) {
+		t.Errorf("after the agent: %+v, %v", v, s.Err())
+	}
+	again, _ := run(t, agent.Config{DataDir: c.DataDir, Workload: c.Workload})
+	next(t, subscribe(t, again, newProcess(1)), "the identity after a restart", holds("web"))
+	if n := server.count(func() int { return server.proofs }); n != 1 {
+		t.Errorf("proved itself %d times", n)
+	}
+}
+
+func TestLostAnswerIsAskedForWithTheSameKey(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		joins bool
+	}{{"of an attestation", true}, {"of a renewal", false}} {
+		t.Run(row.name, func(t *testing.T) {
+			server := started(t)
+			server.agentTTL = 2 * time.Second
+			c := server.config(t)
+			server.loseProof = row.joins
+			a, stop := run(t, c)
+			<-a.Synced()
+			if !row.joins {
+				server.mu.Lock()
+				server.loseProof = true
+				server.mu.Unlock()
+				await(t, "the loss", func() bool { return server.count(func() int { return len(server.nodes) + server.proofs }) > 2 })
+				stop() // also over a restart
+				a, _ = run(t, c)
+			}
+			await(t, "the third generation", func() bool { return a.Status().Generation >= 3 })
+			for id, row := range server.nodes {
+				if row.locked {
+					t.Errorf("%s is locked", id)
+				}
+			}
+		})
+	}
+}
+
+func TestCopiedDataDirectoryIsLocked(t *testing.T) {
+	server := started(t)
+	server.agentTTL = 2 * time.Second
+	c := server.config(t)
+	first, err := agent.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Join(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	copied := c
+	copied.DataDir = filepath.Join(t.TempDir(), "copy")
+	if err := os.CopyFS(copied.DataDir, os.DirFS(c.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(copied.DataDir, 0o700), os.Chmod(filepath.Join(copied.DataDir, "node.key"), 0o600),
+		os.Chmod(filepath.Join(copied.DataDir, "agent.json"), 0o600), os.Chmod(filepath.Join(copied.DataDir, "bundle.pem"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := run(t, c)
+	b, _ := run(t, copied)
+	await(t, "the lock", func() bool {
+		return strings.Contains(a.Status().Degraded, "locked") && strings.Contains(b.Status().Degraded, "locked")
+	})
+	if a.Ready() == nil || b.Ready() == nil {
+		t.Error("a locked node says that it is ready")
+	}
+	before := server.count(func() int { return server.proofs })
+	calm := time.NewTimer(2 * time.Second)
+	<-calm.C
+	if after := server.count(func() int { return server.proofs }); after > before+2 { // one of each may have been under way
+		t.Errorf("locked nodes asked %d times in 2 s", after-before)
+	}
+}
+
+func TestForgottenNodeAttestsAnew(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	next(t, s, "the identity", holds("web"))
+	server.stop()
+	server.mu.Lock()
+	clear(server.nodes)
+	server.mu.Unlock()
+	server.start()
+	server.apply(entry("new", "alice"))
+	next(t, s, "the new entry", holds("new", "web"))
+}
+
+func TestExpiredAgentAttestsAnew(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	c := server.config(t)
+	c.Now = server.now
+	a, _ := run(t, c)
+	s := subscribe(t, a, newProcess(1))
+	before := next(t, s, "the identity", holds("web"))
+	server.stop()
+	await(t, "the break", func() bool { return !a.Status().Connected })
+	server.ahead.Store(int64(2 * time.Hour)) // as after a suspend
+	if a.Ready() == nil {
+		t.Error("ready with an expired SVID")
+	}
+	if v := s.View(); !v.Pending || len(v.Identities) > 0 {
+		t.Errorf("an SVID that ended is shown: %+v", v)
+	}
+	server.identity = server.serverSVID("/writ/server/one")
+	server.start()
+	back := time.Now()
+	next(t, s, "another SVID", func(v agent.View) bool {
+		return holds("web")(v) && v.Identities[0].NotAfter.After(before.Identities[0].NotAfter)
+	})
+	if passed := time.Since(back); passed > 10*time.Second {
+		t.Errorf("it took %s", passed)
+	}
+	await(t, "readiness", func() bool { return a.Ready() == nil })
+}
+
+func TestDigestThatDoesNotFitCostsOneSnapshot(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	a, _ := run(t, server.config(t))
+	s := subscribe(t, a, newProcess(1))
+	next(t, s, "the identity", holds("web"))
+	server.mu.Lock()
+	server.bend = func(m *nodev1.SyncResponse) { m.Changes = nil; server.bend = nil } // a change gets lost
+	server.mu.Unlock()
+	server.apply(entry("lost", "alice"))
+	next(t, s, "what was lost", holds("lost", "web"))
+	if n := server.count(func() int { return server.signed["web"] }); n != 1 {
+		t.Errorf("the snapshot had web signed %d times", n)
+	}
+}
+
+func TestSubscriptionEndsWithItsProcess(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	a, _ := run(t, server.config(t))
+	ended, changed := newProcess(1), newProcess(1)
+	s := subscribe(t, a, ended)
+	next(t, s, "the identity", holds("web"))
+	close(ended.done)
+	<-s.Done()
+	s = subscribe(t, a, changed)
+	next(t, s, "the identity", holds("web"))
+	changed.lost.Store(true) // exec
+	if v := s.View(); v.Known || len(v.Identities) > 0 || !fault.Is(s.Err(), fault.Denied) {
+		t.Errorf("after exec: %+v, %v", v, s.Err())
+	}
+	if _, err := a.Subscribe(t.Context(), changed); !fault.Is(err, fault.Denied) {
+		t.Errorf("Subscribe of a process that changed: %v", err)
+	}
+	await(t, "no subscription", func() bool { return a.Status().Subscriptions == 0 })
+}
+
+func TestUnavailableUntilTheEntriesAreKnown(t *testing.T) {
+	server := newAuthority(t, "example.org")
+	server.start()
+	server.stop()
+	a, _ := run(t, server.config(t))
+	if _, err := a.Subscribe(t.Context(), newProcess(1)); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Subscribe: %v", err)
+	}
+	if err := a.Ready(); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Ready: %v", err)
+	}
+}
+
+func TestFactsFollowTheServer(t *testing.T) {
+	server := started(t)
+	a, _ := run(t, server.config(t))
+	<-a.Synced()
+	id := spiffeid.RequireFromString("spiffe://example.org/web")
+	server.change(&nodev1.Change{Kind: &nodev1.Change_Identity{Identity: &nodev1.Identity{SpiffeId: id.String(), Selectors: []string{"unix:uid:1"},
+		Assurance: 2, Entry: "web"}}})
+	await(t, "the facts", func() bool { _, ok := a.Facts(id); return ok })
+	facts, _ := a.Facts(id)
+	if facts.Entry != "web" || facts.Assurance != attest.KeyFile || !cmp.Equal(facts.Selectors, []string{"unix:uid:1"}) {
+		t.Errorf("facts %+v", facts)
+	}
+	server.change(&nodev1.Change{Kind: &nodev1.Change_IdentityRemoved{IdentityRemoved: id.String()}})
+	await(t, "their end", func() bool { _, ok := a.Facts(id); return !ok })
+}
+
+func TestVerifyPeerRefusesStrangers(t *testing.T) {
+	server, other := started(t), newAuthority(t, "example.org")
+	a, _ := run(t, server.config(t))
+	<-a.Synced()
+	for name, der := range map[string][]byte{
+		"another root's":     other.serverSVID("/web").Certificate[0],
+		"another domain's":   newAuthority(t, "foreign.org").serverSVID("/web").Certificate[0],
+		"a CA's certificate": server.issuing.Raw,
+		"no certificate":     []byte("x"),
+	} {
+		if id, err := a.VerifyPeer(der); err == nil {
+			t.Errorf("%s: taken for %s", name, id)
+		}
+	}
+}
+
+func TestFilesOpenToOthersAreRefused(t *testing.T) {
+	server := started(t)
+	for _, name := range []string{"", "node.key", "agent.json", "bundle.pem"} {
+		t.Run("open "+name, func(t *testing.T) {
+			c := server.config(t)
+			first, err := agent.New(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := first.Join(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(c.DataDir, name)
+			if err := os.Chmod(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			_, err = agent.New(c)
+			var f *fault.Error
+			if !errors.As(err, &f) || f.Code != fault.WideMode || !strings.Contains(f.Fix, path) {
+				t.Errorf("New: %v", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,443 @@
+package agent_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"maps"
+	"math/big"
+	"net"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/api/nodev1"
+	"github.com/writ-dev/writ/api/registrationv1"
+	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/fault"
+	"github.com/writ-dev/writ/registration"
+)
+
+// authority is a small server with the node API's rules, real TLS and real certificates, whose answers a test can bend.
+type authority struct {
+	nodev1.UnimplementedNodeServer
+	t       *testing.T
+	domain  string
+	root    *x509.Certificate
+	issuing *x509.Certificate
+	key     *ecdsa.PrivateKey // of issuing
+
+	ahead atomic.Int64 // of the real clock, for server and agents
+
+	mu        sync.Mutex
+	address   string
+	server    *grpc.Server
+	identity  tls.Certificate
+	nodes     map[string]*nodeRow // by agent ID
+	entries   map[string]*registrationv1.Entry
+	facts     map[string]*nodev1.Identity
+	log       []*nodev1.SyncResponse // one per revision
+	moved     chan struct{}
+	ttl       time.Duration // of workload SVIDs
+	agentTTL  time.Duration
+	signed    map[string]int // by entry
+	opened    []uint64       // revisions that agents opened Sync with
+	acked     uint64
+	proofs    int                        // Attest streams that came to a proof
+	loseProof bool                       // commit the next proof and lose the answer
+	bend      func(*nodev1.SyncResponse) // applied to each delta
+}
+
+type nodeRow struct {
+	key, svidKey []byte
+	generation   uint64
+	locked       bool
+}
+
+func newAuthority(t *testing.T, domain string) *authority {
+	t.Helper()
+	a := &authority{t: t, domain: domain, nodes: map[string]*nodeRow{}, entries: map[string]*registrationv1.Entry{}, facts: map[string]*nodev1.Identity{}, moved: make(chan struct{}),
+		ttl: time.Hour, agentTTL: time.Hour, signed: map[string]int{}}
+	rootKey := newKey(t)
+	a.root = a.certify(nil, rootKey, &rootKey.PublicKey, ca(domain, "root"))
+	a.key = newKey(t)
+	issuing := ca(domain, "issuing")
+	issuing.MaxPathLenZero = true
+	a.issuing = a.certify(a.root, rootKey, &a.key.PublicKey, issuing)
+	a.identity = a.serverSVID("/writ/server/one")
+	t.Cleanup(a.stop)
+	return a
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func ca(domain, name string) *x509.Certificate {
+	return &x509.Certificate{Subject: pkix.Name{CommonName: name, SerialNumber: rand.Text()}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(24 * time.Hour)}
+}
+
+func (a *authority) now() time.Time { return time.Now().Add(time.Duration(a.ahead.Load())) }
+
+func (a *authority) leaf(path string, ttl time.Duration) *x509.Certificate {
+	return &x509.Certificate{BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, Subject: pkix.Name{CommonName: "leaf"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{{Scheme: "spiffe", Host: a.domain, Path: path}}, NotBefore: a.now().Add(-ttl / 10), NotAfter: a.now().Add(ttl)}
+}
+
+func (a *authority) certify(parent *x509.Certificate, by *ecdsa.PrivateKey, pub any, c *x509.Certificate) *x509.Certificate {
+	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	c.SerialNumber = serial
+	if parent == nil {
+		parent = c
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, pub, by)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	out, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return out
+}
+
+func (a *authority) serverSVID(path string) tls.Certificate {
+	key := newKey(a.t)
+	c := a.certify(a.issuing, a.key, &key.PublicKey, a.leaf(path, time.Hour))
+	return tls.Certificate{Certificate: [][]byte{c.Raw, a.issuing.Raw, a.root.Raw}, PrivateKey: key}
+}
+
+func (a *authority) pin() [32]byte { return sha256.Sum256(a.root.RawSubjectPublicKeyInfo) }
+
+// start listens, on the address of the time before if there was one.
+func (a *authority) start() string {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.address == "" {
+		a.address = "127.0.0.1:0"
+	}
+	listener, err := net.Listen("tcp", a.address)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.address = listener.Addr().String()
+	config := &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, SessionTicketsDisabled: true,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			identity := a.identity
+			return &identity, nil
+		}}
+	a.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))
+	nodev1.RegisterNodeServer(a.server, a)
+	go func(s *grpc.Server) { _ = s.Serve(listener) }(a.server)
+	return a.address
+}
+
+func (a *authority) stop() {
+	a.mu.Lock()
+	server := a.server
+	a.server = nil
+	a.mu.Unlock()
+	if server != nil {
+		server.Stop()
+	}
+}
+
+func (a *authority) caller(ctx context.Context) (string, tls.ConnectionState) {
+	p, _ := peer.FromContext(ctx)
+	state := p.AuthInfo.(credentials.TLSInfo).State
+	if len(state.PeerCertificates) == 0 {
+		return "", state
+	}
+	return state.PeerCertificates[0].URIs[0].String(), state
+}
+
+// known is what every call but Attest asks first.
+func (a *authority) known(ctx context.Context) error {
+	id, state := a.caller(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	row := a.nodes[id]
+	switch {
+	case id == "" || a.now().After(state.PeerCertificates[0].NotAfter):
+		return fault.Status(fault.New(fault.Unauthenticated, nil, "no valid agent SVID"))
+	case row == nil:
+		return fault.Status(fault.New(fault.Unauthenticated, nil, "no such node").With(fault.NodeUnknown, ""))
+	case row.locked:
+		return fault.Status(fault.New(fault.Denied, nil, "locked").With(fault.NodeLocked, ""))
+	}
+	return nil
+}
+
+func (a *authority) Attest(stream nodev1.Node_AttestServer) error {
+	_, state := a.caller(stream.Context())
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := first.GetHello()
+	nonce := make([]byte, attest.NonceSize)
+	_, _ = rand.Read(nonce)
+	if err := stream.Send(&nodev1.AttestResponse{Step: &nodev1.AttestResponse_Challenge{Challenge: &nodev1.Challenge{Nonce: nonce}}}); err != nil {
+		return err
+	}
+	second, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	exporter, err := state.ExportKeyingMaterial(attest.ExporterLabel, nil, attest.NonceSize)
+	if err != nil {
+		return err
+	}
+	binding := attest.Binding{Methods: hello.GetMethods(), TrustDomain: a.domain, Exporter: exporter, Nonce: nonce, NodeKey: hello.GetNodeKey(),
+		SVIDKey: hello.GetSvidKey()}
+	if len(hello.GetMethods()) == 0 {
+		binding.Methods = []string{attest.Renewal}
+	}
+	admission, lost, err := a.judge(hello, second.GetProof(), binding)
+	if err != nil {
+		return fault.Status(err)
+	}
+	if lost {
+		return fault.Status(fault.New(fault.Unavailable, nil, "the answer is lost"))
+	}
+	return stream.Send(&nodev1.AttestResponse{Step: &nodev1.AttestResponse_Admission{Admission: admission}})
+}
+
+func (a *authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding) (*nodev1.Admission, bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.proofs++
+	svidKey, err := x509.ParsePKIXPublicKey(b.SVIDKey)
+	if err != nil {
+		return nil, false, err
+	}
+	if !signedBy(b.NodeKey, b, p.GetNodeKeySignature()) || !signedBy(b.SVIDKey, b, p.GetSvidKeySignature()) {
+		return nil, false, fault.New(fault.Unauthenticated, nil, "a key did not sign").With(fault.BadEvidence, "")
+	}
+	digest := b.Digest()
+	for i, e := range p.GetEvidence() {
+		if e.GetMethod() != b.Methods[i] || !bytes.Equal(e.GetPayload(), digest[:]) {
+			return nil, false, fault.New(fault.Unauthenticated, nil, "evidence does not verify").With(fault.BadEvidence, "")
+		}
+	}
+	id := hello.GetAgentId()
+	if id == "" {
+		id = fmt.Sprintf("spiffe://%s/writ/agent/test/%x", a.domain, sha256.Sum256(b.NodeKey))
+	}
+	row := a.nodes[id]
+	if len(p.GetEvidence()) > 0 && row == nil {
+		row = &nodeRow{key: b.NodeKey}
+		a.nodes[id] = row
+	}
+	if err := row.renew(hello, b); err != nil {
+		return nil, false, err
+	}
+	u := []byte(id)[len("spiffe://"+a.domain):]
+	c := a.certify(a.issuing, a.key, svidKey, a.leaf(string(u), a.agentTTL))
+	lost := a.loseProof
+	a.loseProof = false
+	admission := &nodev1.Admission{AgentId: id, Certificates: [][]byte{c.Raw, a.issuing.Raw}, Generation: row.generation, Reattestable: true}
+	if len(p.GetEvidence()) > 0 {
+		admission.Sync = []*nodev1.SyncResponse{a.snapshot()}
+	}
+	return admission, lost, nil
+}
+
+// renew is the rule of generations: the next one, or the same one with the same key.
+func (r *nodeRow) renew(hello *nodev1.Hello, b attest.Binding) error {
+	switch {
+	case r == nil:
+		return fault.New(fault.Unauthenticated, nil, "no such node").With(fault.NodeUnknown, "")
+	case r.locked:
+		return fault.New(fault.Denied, nil, "locked").With(fault.NodeLocked, "")
+	case !bytes.Equal(r.key, b.NodeKey):
+		return fault.New(fault.Unauthenticated, nil, "another node key").With(fault.BadEvidence, "")
+	case len(hello.GetMethods()) > 0 && bytes.Equal(r.svidKey, b.SVIDKey), hello.GetGeneration() == r.generation && bytes.Equal(r.svidKey, b.SVIDKey):
+		return nil
+	case len(hello.GetMethods()) > 0, hello.GetGeneration() == r.generation+1:
+		r.generation, r.svidKey = r.generation+1, b.SVIDKey
+		return nil
+	}
+	r.locked = true
+	return fault.New(fault.Denied, nil, "locked").With(fault.NodeLocked, "")
+}
+
+func signedBy(pkix []byte, b attest.Binding, signature []byte) bool {
+	key, err := x509.ParsePKIXPublicKey(pkix)
+	if err != nil {
+		return false
+	}
+	digest := b.Digest()
+	return ecdsa.VerifyASN1(key.(*ecdsa.PublicKey), digest[:], signature)
+}
+
+func (a *authority) bundle() *nodev1.Change {
+	return &nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: &nodev1.Bundle{TrustDomain: a.domain, X509Authorities: [][]byte{a.root.Raw},
+		IssuingCertificates: [][]byte{a.issuing.Raw}, Sequence: 1}}}
+}
+
+func (a *authority) snapshot() *nodev1.SyncResponse {
+	changes := []*nodev1.Change{a.bundle()}
+	for _, name := range slices.Sorted(maps.Keys(a.entries)) {
+		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: proto.Clone(a.entries[name]).(*registrationv1.Entry)}})
+	}
+	for _, f := range a.facts {
+		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Identity{Identity: f}})
+	}
+	return &nodev1.SyncResponse{Version: 1, Snapshot: true, Revision: uint64(len(a.log)), Chain: []byte{1}, Changes: changes, Digest: a.digest()}
+}
+
+func (a *authority) digest() []byte {
+	var entries []registration.Entry
+	for _, w := range a.entries {
+		e, err := registration.FromWire(w)
+		if err != nil {
+			a.t.Error(err)
+		}
+		entries = append(entries, e)
+	}
+	return registration.Digest(entries)
+}
+
+// change commits one revision and wakes the streams.
+func (a *authority) change(changes ...*nodev1.Change) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	revision := uint64(len(a.log) + 1)
+	for _, c := range changes {
+		if e := c.GetEntry(); e != nil {
+			e.Revision = revision
+			a.entries[e.GetName()] = e
+		}
+		delete(a.entries, c.GetEntryRemoved())
+		if f := c.GetIdentity(); f != nil {
+			a.facts[f.GetSpiffeId()] = f
+		}
+		delete(a.facts, c.GetIdentityRemoved())
+	}
+	m := &nodev1.SyncResponse{Revision: revision, Chain: []byte{1}, Changes: changes, Digest: a.digest()}
+	if a.bend != nil {
+		a.bend(m)
+	}
+	a.log = append(a.log, m)
+	close(a.moved)
+	a.moved = make(chan struct{})
+}
+
+func (a *authority) apply(entries ...*registrationv1.Entry) {
+	var changes []*nodev1.Change
+	for _, e := range entries {
+		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: e}})
+	}
+	a.change(changes...)
+}
+
+func (a *authority) remove(name string) {
+	a.change(&nodev1.Change{Kind: &nodev1.Change_EntryRemoved{EntryRemoved: name}})
+}
+
+func (a *authority) Sync(stream nodev1.Node_SyncServer) error {
+	if err := a.known(stream.Context()); err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	at := first.GetOpen().GetRevision()
+	a.mu.Lock()
+	a.opened = append(a.opened, at)
+	a.mu.Unlock()
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			a.mu.Lock()
+			a.acked = m.GetAck().GetRevision()
+			a.mu.Unlock()
+		}
+	}()
+	for fresh := at == 0; ; fresh = false {
+		a.mu.Lock()
+		var send []*nodev1.SyncResponse
+		if fresh {
+			send = append(send, a.snapshot())
+		} else {
+			send = slices.Clone(a.log[at:])
+		}
+		at = uint64(len(a.log))
+		moved := a.moved
+		a.mu.Unlock()
+		for _, m := range send {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-moved:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
+
+func (a *authority) Sign(ctx context.Context, request *nodev1.SignRequest) (*nodev1.SignResponse, error) {
+	if err := a.known(ctx); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	answer := &nodev1.SignResponse{}
+	for _, r := range request.GetRequests() {
+		entry := a.entries[r.GetEntry()]
+		csr, err := x509.ParseCertificateRequest(r.GetCsr())
+		if err != nil || entry == nil || entry.GetSpiffeId() != r.GetSpiffeId() {
+			answer.Results = append(answer.Results, &nodev1.SigningResult{Status: 9, Code: string(fault.NotEntitled), Message: "no such entry"})
+			continue
+		}
+		a.signed[r.GetEntry()]++
+		ttl := a.ttl
+		if entry.GetTtl() != nil {
+			ttl = entry.GetTtl().AsDuration()
+		}
+		u, _ := url.Parse(r.GetSpiffeId())
+		template := a.leaf(u.Path, ttl)
+		template.DNSNames = entry.GetDns()
+		c := a.certify(a.issuing, a.key, csr.PublicKey, template)
+		answer.Results = append(answer.Results, &nodev1.SigningResult{Certificates: [][]byte{c.Raw, a.issuing.Raw}})
+	}
+	return answer, nil
+}
+
+func (a *authority) count(of func() int) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return of()
+}
