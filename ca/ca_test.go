@@ -49,25 +49,6 @@ func (l *ledger) RecordAuthority(_ context.Context, r ca.AuthorityRecord) error 
 	return l.err
 }
 
-func (l *ledger) fail(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.err = err
-}
-
-// of lists the records of a tier in a state.
-func (l *ledger) of(tier, state string) []ca.AuthorityRecord {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var list []ca.AuthorityRecord
-	for _, r := range l.records {
-		if r.Tier == tier && r.State == state {
-			list = append(list, r)
-		}
-	}
-	return list
-}
-
 // config is of a server whose keys and ledger are in memory.
 func config() ca.Config {
 	return ca.Config{TrustDomain: domain, Server: "a", Keys: keystore.Memory(), Ledger: newLedger()}

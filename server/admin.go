@@ -63,9 +63,7 @@ func (s *adminAPI) ApplyEntries(ctx context.Context, r *adminv1.ApplyEntriesRequ
 			refused = append(refused, fmt.Sprintf("entry %d (%s): %s", i+1, wire.GetName(), reason(err)))
 			continue
 		}
-		for _, warning := range e.Warnings() {
-			response.Warnings = append(response.Warnings, e.Name+": "+warning)
-		}
+		response.Warnings = append(response.Warnings, e.Warnings()...)
 		batch.Entries = append(batch.Entries, e)
 	}
 	if len(refused) > 0 {

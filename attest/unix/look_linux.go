@@ -27,7 +27,9 @@ func (a *Attestor) look(ctx context.Context, p attest.Process) ([]attest.KeyValu
 	return append(out, more...), err
 }
 
-func procPath(p attest.Process, name string) string { return "/proc/" + strconv.Itoa(int(p.PID)) + "/" + name }
+func procPath(p attest.Process, name string) string {
+	return "/proc/" + strconv.Itoa(int(p.PID)) + "/" + name
+}
 
 func groups(p attest.Process) ([]attest.KeyValue, error) {
 	status, err := os.ReadFile(procPath(p, "status"))
