@@ -23,7 +23,7 @@ const Method = "unix"
 type Config struct {
 	WantHash func() bool   // says whether an entry of this node asks for unix:sha256; nil: none does
 	MaxHash  int64         // bytes; a larger executable has no sha256; 0: 512 MiB
-	Deadline time.Duration // for looking at one executable; 0: 5 s
+	Deadline time.Duration // for looking at one executable; 0: 10 s
 	Log      *slog.Logger
 	Now      func() time.Time
 }
@@ -44,7 +44,7 @@ func New(c Config) *Attestor {
 		c.MaxHash = 512 << 20
 	}
 	if c.Deadline <= 0 {
-		c.Deadline = 5 * time.Second
+		c.Deadline = 10 * time.Second
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
