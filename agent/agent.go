@@ -43,13 +43,14 @@ type Config struct {
 
 // An Agent is the daemon of one node in one trust domain. All methods are safe to call concurrently; Join and Run are called once.
 type Agent struct {
-	config Config
-	log    *slog.Logger
-	now    func() time.Time
-	node   *member.Node
-	cache  *cache
-	tally  *tally
-	link   link
+	config  Config
+	log     *slog.Logger
+	now     func() time.Time
+	node    *member.Node
+	cache   *cache
+	callers *callers
+	tally   *tally
+	link    link
 
 	kick     chan struct{} // capacity 1: the node shall prove itself now
 	work     chan struct{} // capacity 1: there may be something to sign
@@ -76,7 +77,7 @@ func New(c Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{config: c, log: c.Log, now: c.Now, node: node, cache: newCache(node.Domain()), kick: make(chan struct{}, 1),
+	a := &Agent{config: c, log: c.Log, now: c.Now, node: node, cache: newCache(node.Domain()), callers: newCallers(), kick: make(chan struct{}, 1),
 		work: make(chan struct{}, 1), synced: make(chan struct{}), stopped: make(chan struct{})}
 	a.tally = newTally(a)
 	return a, a.tally.register(c.Registerer)

@@ -575,10 +575,55 @@ func TestSubscriptionEndsWithItsProcess(t *testing.T) {
 	if v := s.View(); v.Known || len(v.Identities) > 0 || !fault.Is(s.Err(), fault.Denied) {
 		t.Errorf("after exec: %+v, %v", v, s.Err())
 	}
-	if _, err := a.Subscribe(t.Context(), changed); !fault.Is(err, fault.Denied) {
-		t.Errorf("Subscribe of a process that changed: %v", err)
+	s = subscribe(t, a, changed) // what it was is remembered; it is asked whether it still is before it gets anything
+	if v := s.View(); v.Known || len(v.Identities) > 0 || !fault.Is(s.Err(), fault.Denied) {
+		t.Errorf("a further call after exec: %+v, %v", v, s.Err())
 	}
 	await(t, "no subscription", func() bool { return a.Status().Subscriptions == 0 })
+}
+
+// looks is an attestor that counts how often it looks, and that leaves the tier out unless an entry asks for one.
+type looks struct {
+	asks func(method, key string) bool
+	n    atomic.Int64
+}
+
+func (l *looks) Attest(context.Context, attest.Peer) ([]attest.Selector, error) {
+	l.n.Add(1)
+	found := []attest.KeyValue{{Key: "user", Value: "alice"}}
+	if l.asks("unix", "tier") {
+		found = append(found, attest.KeyValue{Key: "tier", Value: "gold"})
+	}
+	return attest.Of("unix", found), nil
+}
+
+func TestCallerIsAttestedOncePerConnection(t *testing.T) {
+	server := started(t)
+	server.apply(entry("web", "alice"))
+	attestor := &looks{}
+	config := server.config(t)
+	config.Workload = []attest.WorkloadAttestor{attestor}
+	var a *agent.Agent
+	attestor.asks = func(method, key string) bool { return a.Asks(method, key) }
+	a, _ = run(t, config)
+	connection := newProcess(1)
+	for range 3 {
+		next(t, subscribe(t, a, connection), "the identity", holds("web"))
+	}
+	if n := attestor.n.Load(); n != 1 {
+		t.Errorf("three calls over one connection took %d looks", n)
+	}
+	next(t, subscribe(t, a, newProcess(1)), "the identity", holds("web"))
+	if n := attestor.n.Load(); n != 2 {
+		t.Errorf("a second connection: %d looks", n)
+	}
+	s := subscribe(t, a, newProcess(1))
+	next(t, s, "the identity", holds("web"))
+	gold := entry("gold", "alice")
+	gold.Match = []string{"unix:tier:gold"}
+	server.apply(gold)
+	next(t, s, "the identity of an entry that asks for what no entry asked for", holds("gold", "web"))
+	next(t, subscribe(t, a, connection), "the same for a caller that was known", holds("gold", "web"))
 }
 
 func TestUnavailableUntilTheEntriesAreKnown(t *testing.T) {

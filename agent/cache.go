@@ -70,24 +70,31 @@ func newCache(domain spiffeid.TrustDomain) *cache {
 type index struct {
 	under map[attest.Selector]map[*record]struct{}
 	keys  map[[2]string]int // how many selectors of all entries have that method and key
+	asked uint64            // grows when an entry asks for a method and key that none asked for before
+	grown chan struct{}     // closed when asked next grows
 }
 
 func newIndex() index {
-	return index{under: map[attest.Selector]map[*record]struct{}{}, keys: map[[2]string]int{}}
+	return index{under: map[attest.Selector]map[*record]struct{}{}, keys: map[[2]string]int{}, grown: make(chan struct{})}
 }
 
-func (x index) add(r *record) {
+func (x *index) add(r *record) {
 	r.anchor = slices.MinFunc(r.entry.Match, func(a, b attest.Selector) int { return len(x.under[a]) - len(x.under[b]) })
 	if x.under[r.anchor] == nil {
 		x.under[r.anchor] = map[*record]struct{}{}
 	}
 	x.under[r.anchor][r] = struct{}{}
 	for _, s := range r.entry.Match {
-		x.keys[[2]string{s.Method, s.Key}]++
+		key := [2]string{s.Method, s.Key}
+		if x.keys[key]++; x.keys[key] == 1 {
+			x.asked++
+			close(x.grown)
+			x.grown = make(chan struct{})
+		}
 	}
 }
 
-func (x index) remove(r *record) {
+func (x *index) remove(r *record) {
 	delete(x.under[r.anchor], r)
 	if len(x.under[r.anchor]) == 0 {
 		delete(x.under, r.anchor)
@@ -98,7 +105,7 @@ func (x index) remove(r *record) {
 }
 
 // match gives the records that these selectors satisfy, by name. registration.Match is the rule.
-func (x index) match(workload []attest.Selector) []*record {
+func (x *index) match(workload []attest.Selector) []*record {
 	under := map[string]*record{}
 	var candidates []registration.Entry
 	for _, s := range workload {
@@ -423,4 +430,22 @@ func (a *Agent) Asks(method, key string) bool {
 	a.cache.mu.RLock()
 	defer a.cache.mu.RUnlock()
 	return a.cache.index.keys[[2]string{method, key}] > 0
+}
+
+func (c *cache) asked() uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.index.asked
+}
+
+// askedSince is closed once entries ask for more than they did at that count.
+func (c *cache) askedSince(asked uint64) <-chan struct{} {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.index.asked != asked {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	return c.index.grown
 }

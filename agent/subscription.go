@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -130,6 +129,26 @@ func (c *cache) subscribe(selectors []attest.Selector, s *Subscription) (*share,
 	return sh, len(sh.matched)
 }
 
+// resubscribe takes other selectors for a share that is still there.
+func (c *cache) resubscribe(s *share, selectors []attest.Selector, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, there := c.shares[s]; !there {
+		return
+	}
+	s.selectors = selectors
+	matched := c.index.match(selectors)
+	for _, r := range slices.Clone(s.matched) {
+		if !slices.Contains(matched, r) {
+			c.unwatch(s, r)
+		}
+	}
+	for _, r := range matched {
+		c.watch(s, r)
+	}
+	c.tell(s, now)
+}
+
 func (c *cache) unsubscribe(s *share) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -243,12 +262,12 @@ func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, er
 	if err := a.awaitSync(ctx); err != nil {
 		return nil, err
 	}
-	selectors, err := a.selectorsOf(ctx, p)
+	found, err := a.selectorsOf(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	s, _ := NewSubscription(nil)
-	sh, matches := a.cache.subscribe(selectors, s)
+	sh, matches := a.cache.subscribe(found.selectors, s)
 	s.release = func() { a.cache.unsubscribe(sh) }
 	s.view = func() (View, error) {
 		if err := p.Verify(); err != nil {
@@ -257,9 +276,11 @@ func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, er
 		return a.cache.view(sh, a.now()), nil
 	}
 	if matches == 0 {
-		a.sayUnmatched(ctx, p, selectors)
+		a.sayUnmatched(ctx, p, found.selectors)
+	} else {
+		a.remember(p, found)
 	}
-	if !a.goWhileRunning(func() { a.attend(ctx, p, s) }) {
+	if !a.goWhileRunning(func() { a.attend(ctx, p, sh, found.asked) }) {
 		s.Close()
 		return nil, stopping()
 	}
@@ -267,16 +288,31 @@ func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, er
 	return s, nil
 }
 
-// attend ends the subscription when what it depends on ends.
-func (a *Agent) attend(ctx context.Context, p attest.Peer, s *Subscription) {
-	select {
-	case <-s.done:
-	case <-p.Done():
-		s.end(gone(nil))
-	case <-ctx.Done():
-		s.end(ctx.Err())
-	case <-a.stopped:
-		s.end(stopping())
+// attend ends the subscription when what it depends on ends. When entries ask for what no entry asked for before, the attestors
+// look at the process again: they had left that out.
+func (a *Agent) attend(ctx context.Context, p attest.Peer, sh *share, asked uint64) {
+	s := sh.subscription
+	for {
+		grown := a.cache.askedSince(asked)
+		select {
+		case <-s.done:
+			return
+		case <-p.Done():
+			s.end(gone(nil))
+		case <-ctx.Done():
+			s.end(ctx.Err())
+		case <-a.stopped:
+			s.end(stopping())
+		case <-grown:
+			found, err := a.selectorsOf(ctx, p)
+			if err != nil {
+				s.end(err)
+				continue
+			}
+			asked = found.asked
+			a.cache.resubscribe(sh, found.selectors, a.now())
+			a.poke()
+		}
 	}
 }
 
@@ -301,23 +337,6 @@ func (a *Agent) awaitSync(ctx context.Context) error {
 	}
 	return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").
 		With(fault.AgentStarting, "try again; writ status says what the agent waits for")
-}
-
-// selectorsOf asks all workload attestors, and asks last whether the caller is still the process that they looked at.
-func (a *Agent) selectorsOf(ctx context.Context, p attest.Peer) ([]attest.Selector, error) {
-	var all []attest.Selector
-	for _, attestor := range a.config.Workload {
-		found, err := attestor.Attest(ctx, p)
-		if err != nil {
-			return nil, fmt.Errorf("attest process %d: %w", p.Process().PID, err)
-		}
-		all = append(all, found...)
-	}
-	if err := p.Verify(); err != nil {
-		return nil, gone(err)
-	}
-	slices.SortFunc(all, attest.Selector.Compare)
-	return slices.Compact(all), nil
 }
 
 // sayUnmatched is for whoever looks for the reason of "no identity issued".

@@ -265,7 +265,7 @@ func newSocket(t *testing.T, c peer.Config) *socket {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	s.l = l
+	s.l = peer.Paced(l)
 	return s
 }
 

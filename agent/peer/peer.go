@@ -91,6 +91,10 @@ type pinning struct {
 
 // ServerHandshake pins the process that made the connection.
 func (p *pinning) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if a, ok := raw.(*arrival); ok {
+		raw = a.Conn
+		defer a.leave()
+	}
 	c, err := p.pin(raw)
 	if err != nil {
 		p.seldom.Do(func() { p.log.Warn("caller refused", "err", err) })

@@ -125,15 +125,17 @@ func (h *handle) read(pidfd int, cred *unix.Ucred) error {
 	return nil
 }
 
-// verify reads everything anew and compares it.
+// verify reads anew what a living process can change, and compares it. Its start time cannot change, and is not read again: that the
+// pidfd lives afterwards shows that what was read was this process's.
 func (h *handle) verify() error {
-	now, err := read(h.process.PID)
+	now, err := readChangeable(h.process.PID)
 	if err != nil {
 		return err
 	}
 	if err := h.alive(); err != nil {
 		return err
 	}
+	now.start = h.pinned.start
 	if now == h.pinned {
 		return nil
 	}
@@ -142,8 +144,6 @@ func (h *handle) verify() error {
 
 func (f facts) difference(g facts) string {
 	switch {
-	case f.start != g.start:
-		return "start time"
 	case f.uid != g.uid || f.gid != g.gid:
 		return fmt.Sprintf("user from %d:%d to %d:%d", f.uid, f.gid, g.uid, g.gid)
 	case f.executable != g.executable:
@@ -205,11 +205,19 @@ func numberOf(pidfd int) (int32, error) {
 }
 
 func read(pid int32) (facts, error) {
-	var f facts
-	var err error
-	if f.start, err = startTime(pid); err != nil {
+	start, err := startTime(pid)
+	if err != nil {
 		return facts{}, err
 	}
+	f, err := readChangeable(pid)
+	f.start = start
+	return f, err
+}
+
+// readChangeable leaves the start time out.
+func readChangeable(pid int32) (facts, error) {
+	var f facts
+	var err error
 	if f.uid, f.gid, err = owners(pid); err != nil {
 		return facts{}, err
 	}

@@ -194,7 +194,7 @@ func (d *agentDaemon) run(ctx context.Context) error {
 	defer d.close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.agent.Run(ctx) })
-	g.Go(func() error { return ignoreStopped(d.surface.Serve(d.socket)) })
+	g.Go(func() error { return ignoreStopped(d.surface.Serve(peer.Paced(d.socket))) })
 	if d.policies != nil {
 		g.Go(func() error { return d.policies.Watch(ctx) })
 		for _, door := range d.doors {

@@ -183,7 +183,7 @@ func (d *serverDaemon) run(ctx context.Context) error {
 	g.Go(func() error { return d.authority.Run(ctx) })
 	g.Go(func() error { return d.server.Run(ctx) })
 	g.Go(func() error { return ignoreStopped(d.nodeAPI.Serve(d.node)) })
-	g.Go(func() error { return ignoreStopped(d.adminAPI.Serve(d.admin)) })
+	g.Go(func() error { return ignoreStopped(d.adminAPI.Serve(peer.Paced(d.admin))) })
 	if d.lines != nil {
 		g.Go(func() error { return d.store.Follow(ctx, d.lines) })
 	}
