@@ -19,6 +19,7 @@ const maxPath = 107
 // tells when it is dead: what was read under /proc/PID before the pidfd is seen to live was therefore read of this process.
 type handle struct {
 	pidfd   *os.File
+	older   bool // the kernel does not tell a pidfd's user
 	process attest.Process
 	pinned  facts
 }
@@ -58,7 +59,7 @@ func hold(sock int, fallback bool) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := newHandle(fd, cred)
+	h, err := newHandle(fd, cred, fallback)
 	if err != nil {
 		return nil, err
 	}
@@ -94,11 +95,11 @@ func openPeer(sock, pid int, fallback bool) (fd int, held bool, err error) {
 }
 
 // newHandle takes over the pidfd, and closes it if anything is wrong.
-func newHandle(pidfd int, cred *unix.Ucred) (*handle, error) {
+func newHandle(pidfd int, cred *unix.Ucred, fallback bool) (*handle, error) {
 	if err := unix.SetNonblock(pidfd, true); err != nil { // so that the runtime's poller waits on it
 		return nil, errors.Join(fmt.Errorf("set up pidfd: %w", err), unix.Close(pidfd))
 	}
-	h := &handle{pidfd: os.NewFile(uintptr(pidfd), "pidfd")}
+	h := &handle{pidfd: os.NewFile(uintptr(pidfd), "pidfd"), older: fallback}
 	err := h.read(pidfd, cred)
 	if err != nil {
 		return nil, errors.Join(err, h.close())
@@ -118,6 +119,7 @@ func (h *handle) read(pidfd int, cred *unix.Ucred) error {
 		return fmt.Errorf("process %d connected as %d:%d and is %d:%d", cred.Pid, cred.Uid, cred.Gid, f.uid, f.gid)
 	}
 	h.pinned = f
+	h.older = h.older || !tellsOwners(pidfd, f.uid, f.gid)
 	h.process = attest.Process{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid, StartTime: f.start, Executable: f.executable}
 	if f.executable != (attest.FileID{}) {
 		h.process.Path, _ = os.Readlink(procPath(cred.Pid, "exe"))
@@ -128,7 +130,7 @@ func (h *handle) read(pidfd int, cred *unix.Ucred) error {
 // verify reads anew what a living process can change, and compares it. Its start time cannot change, and is not read again: that the
 // pidfd lives afterwards shows that what was read was this process's.
 func (h *handle) verify() error {
-	now, err := readChangeable(h.process.PID)
+	now, err := readChangeable(h.process.PID, h.owners)
 	if err != nil {
 		return err
 	}
@@ -209,16 +211,16 @@ func read(pid int32) (facts, error) {
 	if err != nil {
 		return facts{}, err
 	}
-	f, err := readChangeable(pid)
+	f, err := readChangeable(pid, func() (uid, gid uint32, err error) { return owners(pid) })
 	f.start = start
 	return f, err
 }
 
 // readChangeable leaves the start time out.
-func readChangeable(pid int32) (facts, error) {
+func readChangeable(pid int32, owners func() (uid, gid uint32, err error)) (facts, error) {
 	var f facts
 	var err error
-	if f.uid, f.gid, err = owners(pid); err != nil {
+	if f.uid, f.gid, err = owners(); err != nil {
 		return facts{}, err
 	}
 	if f.executable, err = identify(procPath(pid, "exe")); err != nil {
@@ -257,6 +259,32 @@ func startTime(pid int32) (uint64, error) {
 		return 0, fmt.Errorf("stat of process %d is cut off", pid)
 	}
 	return strconv.ParseUint(string(fields[19]), 10, 64)
+}
+
+// owners asks the pidfd in one call (Linux 6.13), and /proc/PID/status where the kernel is older.
+func (h *handle) owners() (uid, gid uint32, err error) {
+	if h.older {
+		return owners(h.process.PID)
+	}
+	raw, err := h.pidfd.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_CREDS}
+	if control := raw.Control(func(fd uintptr) { err = unix.IoctlPidfdInfo(int(fd), &info) }); control != nil {
+		return 0, 0, control
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("ask for the user of process %d: %w", h.process.PID, err)
+	}
+	return info.Euid, info.Egid, nil
+}
+
+// tellsOwners says whether the kernel answers for this living process.
+func tellsOwners(pidfd int, uid, gid uint32) bool {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_CREDS}
+	err := unix.IoctlPidfdInfo(pidfd, &info)
+	return err == nil && info.Mask&unix.PIDFD_INFO_CREDS != 0 && info.Euid == uid && info.Egid == gid
 }
 
 // owners are the effective uid and gid.
