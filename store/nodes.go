@@ -166,8 +166,12 @@ func follows(old, n attest.Node) bool {
 	return n.Generation == old.Generation+1 || n.Generation == old.Generation && bytes.Equal(n.SVIDKey, old.SVIDKey)
 }
 
-// use marks evidence as used, unless another holder did.
+// use marks evidence as used, unless another holder did. What expired is refused here too: who judged it may have been slow, and a
+// use is remembered until it expires only.
 func (t *tx) use(u attest.Use) error {
+	if !t.db.config.Now().Before(u.Expires) {
+		return fault.New(fault.Stale, nil, "the evidence expired").Because(u.Kind).With(fault.TokenUsed, "")
+	}
 	fresh, err := t.exec(`INSERT INTO used_evidence (kind, hash, holder, expires, server) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (kind, hash) DO NOTHING`, u.Kind, u.Digest[:], u.Holder[:], micros(u.Expires), t.db.config.Server)
 	if err != nil || fresh == 1 {

@@ -21,6 +21,7 @@ func admissionRules() []rule {
 	return []rule{
 		{"a node that is admitted reads back as it was", admissionReadsBack},
 		{"of fifty nodes that race with one token, one wins", oneTokenOneNode},
+		{"a token serves its node key again until it expires", tokenServesAgain},
 		{"evidence that another node key used is refused", usedEvidence},
 		{"a refused admission uses nothing up", refusalUsesNothing},
 		{"an admission without an ID or a key is refused", admissionNeedsKeys},
@@ -168,6 +169,35 @@ func oneTokenOneNode(h *house) {
 	if n := len(h.attestations()); n != 1 {
 		h.Errorf("%d attestations are recorded", n)
 	}
+}
+
+func tokenServesAgain(h *house) {
+	token := use("join_token", "token", "n")
+	h.admitted(node("n"), token)
+	h.clock.pass(time.Minute)
+	again := h.admitted(node("n"), token) // its answer was lost
+	if again.Generation != 2 {
+		h.Errorf("generation %d, want 2", again.Generation)
+	}
+	h.reopen()
+	h.clock.pass(token.Expires.Sub(h.clock.Now()) - time.Microsecond)
+	h.admitted(node("n"), token)
+	h.clock.pass(time.Microsecond)
+	for _, row := range []struct{ name, holder string }{{"the same node key", "n"}, {"another node key", "m"}} {
+		h.Run(row.name+" after the token expired", func(t *testing.T) {
+			h := &house{t, h.DB, h.config, h.clock}
+			n := node("n")
+			n.Key = key(row.holder)
+			h.refuses(fault.Stale, fault.TokenUsed, func() error {
+				_, err := h.admit(n, use("join_token", "token", row.holder))
+				return err
+			})
+		})
+	}
+	h.refuses(fault.Stale, fault.TokenUsed, func() error { // one that nobody used in time
+		_, err := h.admit(node("m"), use("join_token", "another", "m"))
+		return err
+	})
 }
 
 func usedEvidence(h *house) {
