@@ -225,13 +225,13 @@ func (db *DB) Renew(ctx context.Context, n attest.Node, record audit.Attestation
 		kept, refused, err = t.renew(n, record)
 		return err
 	})
-	if err != nil || refused != nil {
-		kept = attest.Node{}
+	if err != nil { // perhaps the caller left, and the writer is still at it
+		return attest.Node{}, err
 	}
-	if err != nil {
-		return kept, err
+	if refused != nil {
+		return attest.Node{}, refused
 	}
-	return kept, refused
+	return kept, nil
 }
 
 func (t *tx) renew(n attest.Node, record audit.Attestation) (kept attest.Node, refused, err error) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/audit"
@@ -20,6 +21,7 @@ func writerRules() []rule {
 		{"a refused write does not spoil those that share its transaction", refusalsSpoilNothing},
 		{"readers see whole revisions while others write", readersSeeWholeRevisions},
 		{"whoever left before the write leaves no trace", leftBeforehand},
+		{"whoever leaves during the write gets an error and nothing else", leavingMeanwhile},
 		{"closing ends what was asked for and refuses what comes after", closingEndsWrites},
 	}
 }
@@ -160,6 +162,32 @@ func (h *house) everyWrite(ctx context.Context) map[string]error {
 	errs["RecordAuthority"] = h.RecordAuthority(ctx, authority("k"))
 	errs["RecordIssuance"] = h.RecordIssuance(ctx, h.intent("01"))
 	return errs
+}
+
+// What a caller gets with the error is not what the writer works on: the race detector watches.
+func leavingMeanwhile(h *house) {
+	n := h.admitted(node("n"))
+	h.apply(registration.Batch{Entries: entries("a")})
+	for left, wait := 0, time.Duration(0); left < 100; wait = (wait + 7*time.Microsecond) % (2 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), wait)
+		kept, err := h.Renew(ctx, n, audit.Attestation{}) // the same generation with the same SVID key
+		if err != nil {
+			left++
+			h.same("node", kept, attest.Node{})
+		}
+		done, applyErr := h.Apply(ctx, registration.Batch{Entries: entries("a")}, operator)
+		if applyErr != nil {
+			left++
+			h.same("what was done", done, registration.Applied{})
+		}
+		cancel()
+		for _, err := range []error{err, applyErr} {
+			if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				h.Fatal(err)
+			}
+		}
+	}
+	h.same("node", h.node("n"), n)
 }
 
 func closingEndsWrites(h *house) {
