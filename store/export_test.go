@@ -1,0 +1,24 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+)
+
+// WriterSays asks the connection that writes, which is not to be had otherwise.
+func (db *DB) WriterSays(ctx context.Context, query string) (answer string, err error) {
+	err = db.write(ctx, func(t *tx) (err error) {
+		answer, _, err = first(t, func(r *sql.Rows) (s string, err error) { return s, r.Scan(&s) }, query)
+		return err
+	})
+	return answer, err
+}
+
+// ReadersSay asks one of the connections that read.
+func (db *DB) ReadersSay(ctx context.Context, query string) (answer string, err error) {
+	err = db.read(ctx, func(r reader) (err error) {
+		answer, _, err = first(r, func(r *sql.Rows) (s string, err error) { return s, r.Scan(&s) }, query)
+		return err
+	})
+	return answer, err
+}
