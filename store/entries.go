@@ -26,7 +26,7 @@ type stored struct {
 	owner string
 }
 
-const selectEntries = "SELECT owner, revision, body FROM entries "
+const selectEntries = "SELECT name, spiffe_id, owner, revision, body FROM entries "
 
 // Entries are all entries by name, and the revision that they are of. What expired is among them until it is deleted.
 func (db *DB) Entries(ctx context.Context) (entries []registration.Entry, at registration.Revision, err error) {
@@ -64,9 +64,10 @@ func scanEntry(rows *sql.Rows) (registration.Entry, error) {
 }
 
 func scanStored(rows *sql.Rows) (s stored, err error) {
+	var name, id string
 	var revision uint64
 	var body sql.RawBytes
-	if err := rows.Scan(&s.owner, &revision, &body); err != nil {
+	if err := rows.Scan(&name, &id, &s.owner, &revision, &body); err != nil {
 		return s, err
 	}
 	var w registrationv1.Entry
@@ -74,7 +75,10 @@ func scanStored(rows *sql.Rows) (s stored, err error) {
 		return s, damaged(err).Because("an entry does not read")
 	}
 	if s.Entry, err = registration.FromWire(&w); err != nil {
-		return s, damaged(err).Because(fmt.Sprintf("entry %q does not read", w.GetName()))
+		return s, damaged(err).Because(fmt.Sprintf("entry %q does not read", name))
+	}
+	if s.Name != name || s.ID.String() != id || w.GetRevision() != revision { // it would answer for another
+		return s, damaged(nil).Because(fmt.Sprintf("entry %q does not hold what its row says", name))
 	}
 	s.Revision = revision
 	return s, nil

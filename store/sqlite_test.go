@@ -234,9 +234,11 @@ func TestSQLiteFindsDamage(t *testing.T) {
 // What is damaged while the store is open shows when it is read.
 func TestSQLiteFindsRowsThatDoNotRead(t *testing.T) {
 	for name, statement := range map[string]string{
-		"an entry's body is noise": "UPDATE entries SET body = x'ff00ff'",
-		"an entry's body is empty": "UPDATE entries SET body = x''",
-		"the revision is gone":     "DELETE FROM revision",
+		"an entry's body is noise":           "UPDATE entries SET body = x'ff00ff'",
+		"an entry's body is empty":           "UPDATE entries SET body = x''",
+		"an entry's body is another's":       "UPDATE entries SET body = (SELECT body FROM entries WHERE name = 'b') WHERE name = 'a'",
+		"an entry's ID is another than says": "UPDATE entries SET spiffe_id = 'spiffe://example.org/other' WHERE name = 'a'",
+		"the revision is gone":               "DELETE FROM revision",
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newSQLite(t)
