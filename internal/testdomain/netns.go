@@ -1,34 +1,44 @@
 package testdomain
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"runtime"
+	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Host is a network namespace with an address of its own: another machine, as far as the network goes.
 type Host struct {
 	Name    string
 	Address string
+	bridge  string // namespace of the bridge
+	port    string // its end of the cable
 }
+
+// networks counts the bridges of this process.
+var networks atomic.Int32
 
 // Hosts makes n hosts on one private bridge; they go with the test. It needs root and iproute2.
 func Hosts(t testing.TB, n int) []Host {
 	t.Helper()
-	tag := fmt.Sprintf("w%d", os.Getpid()%100000)
+	tag := fmt.Sprintf("w%dn%d", os.Getpid()%100000, networks.Add(1))
 	ip(t, "netns", "add", tag+"br")
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", tag+"br").Run() })
 	ip(t, "-n", tag+"br", "link", "add", "br0", "type", "bridge")
 	ip(t, "-n", tag+"br", "link", "set", "br0", "up")
 	var hosts []Host
 	for i := range n {
-		h := Host{Name: fmt.Sprintf("%sh%d", tag, i), Address: fmt.Sprintf("10.231.7.%d", i+1)}
-		port := fmt.Sprintf("%sp%d", tag, i)
+		h := Host{Name: fmt.Sprintf("%sh%d", tag, i), Address: fmt.Sprintf("10.231.7.%d", i+1), bridge: tag + "br", port: fmt.Sprintf("p%d", i)}
 		ip(t, "netns", "add", h.Name)
 		t.Cleanup(func() { exec.Command("ip", "netns", "del", h.Name).Run() })
-		ip(t, "-n", h.Name, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", tag+"br")
-		ip(t, "-n", tag+"br", "link", "set", port, "master", "br0", "up")
+		ip(t, "-n", h.Name, "link", "add", "eth0", "type", "veth", "peer", "name", h.port, "netns", h.bridge)
+		ip(t, "-n", h.bridge, "link", "set", h.port, "master", "br0", "up")
 		ip(t, "-n", h.Name, "addr", "add", h.Address+"/24", "dev", "eth0")
 		ip(t, "-n", h.Name, "link", "set", "eth0", "up")
 		ip(t, "-n", h.Name, "link", "set", "lo", "up")
@@ -40,6 +50,40 @@ func Hosts(t testing.TB, n int) []Host {
 // Command is a command that runs on the host.
 func (h Host) Command(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + h.Name, name}, args...)...)
+}
+
+// Cut takes the host off the network: packets are lost, and nobody is told. Mend puts it back.
+func (h Host) Cut(t testing.TB) { t.Helper(); ip(t, "-n", h.bridge, "link", "set", h.port, "nomaster") }
+
+// Mend ends Cut.
+func (h Host) Mend(t testing.TB) {
+	t.Helper()
+	ip(t, "-n", h.bridge, "link", "set", h.port, "master", "br0")
+}
+
+// Dial connects from the host, as a program there would.
+func (h Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	done := make(chan struct{})
+	go func() { // its thread is in the host's namespace, and ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		var space *os.File
+		if space, err = os.Open("/run/netns/" + h.Name); err != nil {
+			return
+		}
+		defer space.Close()
+		if err = unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
+			return
+		}
+		conn, err = dialHere(ctx, network, address)
+	}()
+	<-done
+	return conn, err
+}
+
+// dialHere makes the socket on the calling thread, which net.Dialer promises only for a single numeric address.
+func dialHere(ctx context.Context, network, address string) (net.Conn, error) {
+	return (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, address)
 }
 
 func ip(t testing.TB, args ...string) {

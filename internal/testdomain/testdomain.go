@@ -1,5 +1,6 @@
 // Package testdomain is a whole trust domain inside a test: it builds and runs the real binary and speaks to it as its users do,
-// over sockets, files and the command line. Start with Build, then New for `writ dev`, or Server and Agent for the daemons apart.
+// over sockets, files and the command line. Start with Built, then New for `writ dev`, or NewServer and NewAgent for the daemons
+// apart, each on a Host of its own where it shall be.
 package testdomain
 
 import (
@@ -36,17 +37,18 @@ func Root(t testing.TB) string {
 // Binary is a built writ.
 type Binary string
 
-// Build builds the binary from this tree into a folder of the test's; the build cache makes a second build cheap.
-func Build(t testing.TB) Binary {
+// ShortFolder makes a folder of the test's that everybody may enter; t.TempDir is too long for the path of a socket.
+func ShortFolder(t testing.TB) string {
 	t.Helper()
-	out := filepath.Join(t.TempDir(), "writ")
-	cmd := exec.Command("go", "build", "-o", out, "./cmd/writ")
-	cmd.Dir = Root(t)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build writ: %v\n%s", err, text)
+	folder, err := os.MkdirTemp("", "writ-test-")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return Binary(out)
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	if err := os.Chmod(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return folder
 }
 
 // Run runs one command to its end and gives what it printed. A code other than want fails the test.
@@ -150,14 +152,7 @@ type Domain struct {
 // New starts `writ dev` with these further arguments and waits until it is ready.
 func New(t testing.TB, b Binary, args ...string) *Domain {
 	t.Helper()
-	base, err := os.MkdirTemp("", "writ-test-") // t.TempDir is too long for a socket's path
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(base) })
-	if err := os.Chmod(base, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	base := ShortFolder(t)
 	d := &Domain{Binary: b, Folder: filepath.Join(base, "d"), file: filepath.Join(base, "ready.json"), args: args}
 	d.Restart(t)
 	return d
