@@ -86,7 +86,7 @@ func (s *nodeAPI) draft(ctx context.Context, n attest.Node, r *nodev1.SigningReq
 	if one.err == nil {
 		one.intent = s.intent(ctx, one.draft)
 		one.intent.Entry, one.intent.EntryRevision = e.Name, e.Revision
-		one.intent.Node, one.intent.NodeGeneration = n.ID.String(), n.Generation
+		one.intent.Node = n.ID.String() // whichever generation: a renewal makes no revision, so the registry may know an older one
 	}
 	return one
 }
