@@ -261,7 +261,7 @@ func TestLifetimes(t *testing.T) {
 		{"a minute is set back by a tenth", time.Minute, time.Time{}, whole.Add(-6 * time.Second), whole.Add(time.Minute)},
 		{"five seconds", 5 * time.Second, time.Time{}, whole, whole.Add(5 * time.Second)},
 		{"longer than the issuing certificate", 48 * time.Hour, time.Time{}, whole.Add(-time.Minute), end}, // X509-47
-		{"a bound that comes first", time.Hour, whole.Add(90 * time.Second), whole.Add(-time.Minute), whole.Add(90 * time.Second)},
+		{"a bound that comes first", time.Hour, whole.Add(90 * time.Second), whole.Add(-9 * time.Second), whole.Add(90 * time.Second)},
 		{"a bound that comes later", time.Hour, whole.Add(90 * time.Minute), whole.Add(-time.Minute), whole.Add(time.Hour)},
 	}
 	for _, row := range rows {
