@@ -69,6 +69,9 @@ func (a *Authority) findIssuing(ctx context.Context) (*issuer, error) {
 				found = i
 				continue
 			}
+			if fault.Is(err, fault.Invalid) { // others may have read it: to go on quietly would leave it trusted
+				return nil, err
+			}
 			a.config.Log.WarnContext(ctx, "issuing certificate cannot be used, a new one takes its place",
 				"authority_id", k.ID, "err", err)
 		}
