@@ -44,6 +44,7 @@ func (a *Agent) keepProven(ctx context.Context) {
 			a.setTrouble(nil)
 			soon.Reset()
 			late.Reset()
+			a.until(ctx, a.now().Add(time.Second), nil) // where the clocks differ by half a life it is due at once, again and again
 		case ctx.Err() != nil:
 			return
 		case member.TurnedAway(err):
