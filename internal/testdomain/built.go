@@ -29,7 +29,9 @@ var built = sync.OnceValues(func() (Binary, error) {
 	return Binary(out), nil
 })
 
-func builtFolder() string { return filepath.Join(os.TempDir(), fmt.Sprintf("writ-built-%d", os.Getpid())) }
+func builtFolder() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("writ-built-%d", os.Getpid()))
+}
 
 // RemoveBuilt removes what Built built.
 func RemoveBuilt() { os.RemoveAll(builtFolder()) }

@@ -191,6 +191,8 @@ func TestAgentRenewsAtHalfLife(t *testing.T) {
 	if diff := cmp.Diff([]string{"/cert"}, held(t, agent)); diff != "" {
 		t.Errorf("after renewal (-want +got):\n%s", diff)
 	}
+	server.Apply(t, entries(entry{"later", `["x509pop:subject:db-1"]`})) // a node of another generation is served as before
+	wants(t, agent, "/cert", "/later")
 	if n := metric(t, &agent.Daemon, `writ_agent_proofs_total{outcome="done"}`); n != "2" {
 		t.Errorf("proofs: %s", n)
 	}
