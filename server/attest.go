@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -135,6 +136,9 @@ func receive(ctx context.Context, stream nodev1.Node_AttestServer) (*nodev1.Atte
 	}()
 	select {
 	case m := <-got:
+		if m.err == io.EOF {
+			return nil, fault.New(fault.Invalid, nil, "the stream ends before the attestation does")
+		}
 		return m.request, m.err
 	case <-ctx.Done():
 		return nil, ctx.Err()

@@ -174,7 +174,12 @@ func (d *domain) machine(name string) attest.Attestor {
 func (d *domain) token(r *adminv1.CreateTokenRequest) attest.Attestor {
 	d.t.Helper()
 	made := must(d.admin.CreateToken(d.t.Context(), r))(d.t)
-	return jointoken.NewAttestor(must(jointoken.Decode(made.Token))(d.t))
+	return attestorOf(d.t, made.Token)
+}
+
+func attestorOf(t *testing.T, token string) attest.Attestor {
+	t.Helper()
+	return jointoken.NewAttestor(must(jointoken.Decode(token))(t))
 }
 
 // apply applies entries and gives the revision that has them.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/internal/fault"
 )
 
@@ -47,7 +48,8 @@ type identified struct {
 // Context is the stream's with the id.
 func (s *identified) Context() context.Context { return s.ctx }
 
-// end logs how a call failed, at the level of its kind, and gives the answer. Refused strangers are counted, not logged here.
+// end logs how a call failed, at the level of its kind, and gives the answer. Attestations that fail are counted and sampled where
+// they do (tally.refused): a line for each would let strangers fill a disk.
 func (s *Server) end(ctx context.Context, method string, panicked any, err error) error {
 	if panicked != nil {
 		err = fmt.Errorf("panic in %s: %v\n%s", method, panicked, debug.Stack())
@@ -64,6 +66,9 @@ func (s *Server) end(ctx context.Context, method string, panicked any, err error
 	}
 	if _, ours := status.FromError(err); ours && fault.KindOf(err) == fault.Internal {
 		level = slog.LevelDebug // the transport's own: a connection that broke
+	}
+	if method == nodev1.Node_Attest_FullMethodName && panicked == nil {
+		level = slog.LevelDebug
 	}
 	s.config.Log.Log(ctx, level, "call failed", "method", method, "request_id", requestID(ctx), "err", err)
 	return fault.Status(err)

@@ -59,6 +59,10 @@ func (t *tally) notIssued(kind fault.Kind) {
 func (t *tally) refused(ctx context.Context, log *slog.Logger, from netip.Addr, err error) {
 	t.refusals.WithLabelValues(fault.KindOf(err).String()).Inc()
 	if t.sample.Allow() {
-		log.WarnContext(ctx, "attestation refused", "request_id", requestID(ctx), "err", fmt.Errorf("from %s: %w", from, err))
+		level := slog.LevelWarn
+		if fault.Is(err, fault.Unavailable) { // ours, not the stranger's
+			level = slog.LevelError
+		}
+		log.Log(ctx, level, "attestation refused", "request_id", requestID(ctx), "err", fmt.Errorf("from %s: %w", from, err))
 	}
 }
