@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -168,6 +169,17 @@ func (d *domain) machine(name string) attest.Attestor {
 		}
 	}
 	return must(x509pop.NewAttestor(config))(d.t)
+}
+
+// selfSigned gives a certificate of that path that nobody but itself signed.
+func (d *domain) selfSigned(path string) *tls.Certificate {
+	d.t.Helper()
+	key := newKey(d.t)
+	c := &x509.Certificate{SerialNumber: big.NewInt(3), BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{{Scheme: "spiffe", Host: example.Name(), Path: path}},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour)}
+	der := must(x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key))(d.t)
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // token makes a join token and gives the attestor that holds it.
