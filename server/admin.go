@@ -185,7 +185,7 @@ func (r *registry) caughtUp(revision uint64) (agents int, all bool, moved <-chan
 	all = r.revision.Number >= revision
 	for f := range r.followers {
 		agents++
-		all = all && f.caughtUp()
+		all = all && f.has(revision)
 	}
 	return agents, all, r.moved
 }

@@ -94,7 +94,7 @@ func (r *registry) connected() map[string]uint64 {
 	out := map[string]uint64{}
 	for f := range r.followers {
 		revision := r.revision.Number
-		if !f.caughtUp() {
+		if !f.has(revision) {
 			f.mu.Lock()
 			revision = f.acked
 			f.mu.Unlock()

@@ -360,3 +360,6 @@ func must[T any](value T, err error) func(*testing.T) T {
 		return value
 	}
 }
+
+// act is what the records of changes that a test makes in the store itself say.
+var act = audit.Admin{Principal: "test"}

@@ -17,26 +17,26 @@ import (
 type follower struct {
 	agent spiffeid.ID
 	wake  chan struct{} // capacity 1: something is pending
+	over  chan struct{} // closed with ended
 
-	mu       sync.Mutex // guards the rest
-	node     attest.Node
-	entries  names
-	ids      map[spiffeid.ID]struct{}
-	bundle   bool
-	whole    bool // the node's selectors changed: a snapshot
-	ended    error
-	revision registration.Revision  // newest that marked something, or that was looked at
-	sent     uint64                 // newest revision that went out
-	acked    uint64                 // newest that the agent holds
-	holds    map[string]spiffeid.ID // entries that went out, by name
-	held     map[spiffeid.ID]int    // how many of them have an ID
+	mu      sync.Mutex // guards the rest
+	node    attest.Node
+	entries names
+	ids     map[spiffeid.ID]struct{}
+	bundle  bool
+	whole   bool // the node's selectors changed: a snapshot
+	opening bool // nothing went out yet
+	ended   error
+	sent    uint64                 // newest revision that went out
+	acked   uint64                 // newest that the agent holds
+	holds   map[string]spiffeid.ID // entries that went out, by name
+	held    map[spiffeid.ID]int    // how many of them have an ID
 }
 
 // mark notes what of a delta this stream may have to tell. The registry's lock is held.
 func (f *follower) mark(d delta, touched map[spiffeid.ID]struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.revision = d.revision
 	if n, there := d.nodes[f.agent.String()]; there {
 		f.judge(n)
 	}
@@ -51,7 +51,7 @@ func (f *follower) mark(d delta, touched map[spiffeid.ID]struct{}) {
 		}
 	}
 	f.bundle = f.bundle || d.bundle != nil
-	if f.ended != nil || f.whole || f.bundle || len(f.entries)+len(f.ids) > 0 {
+	if f.whole || f.bundle || len(f.entries)+len(f.ids) > 0 {
 		f.rouse()
 	}
 }
@@ -59,12 +59,27 @@ func (f *follower) mark(d delta, touched map[spiffeid.ID]struct{}) {
 // judge takes the node as it is now; nil is an evicted one.
 func (f *follower) judge(n *attest.Node) {
 	if n == nil {
-		f.ended = errEvicted()
+		f.end(errEvicted())
 		return
 	}
-	f.ended = stateError(*n)
+	f.end(stateError(*n))
 	f.whole = f.whole || !slices.Equal(n.Selectors, f.node.Selectors)
 	f.node = *n
+}
+
+// end is for good: a node that may have a stream again opens another. The caller holds f.mu.
+func (f *follower) end(err error) {
+	if err != nil && f.ended == nil {
+		f.ended = err
+		close(f.over)
+	}
+}
+
+// why is the reason of the stream's end.
+func (f *follower) why() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ended
 }
 
 // concerns says whether the agent holds an entry of that ID, or is about to.
@@ -77,15 +92,15 @@ func (f *follower) rouse() {
 	}
 }
 
-// caughtUp says whether the agent holds everything that concerns it up to a revision.
-func (f *follower) caughtUp() bool {
+// has says whether the agent holds everything that concerns it up to a revision: it said so, or it holds all that there is.
+func (f *follower) has(revision uint64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.acked >= f.sent && !f.whole && !f.bundle && len(f.entries)+len(f.ids) == 0
+	return f.acked >= revision || f.acked >= f.sent && !f.opening && !f.whole && !f.bundle && len(f.entries)+len(f.ids) == 0
 }
 
 func newFollower(n attest.Node) *follower {
-	f := &follower{agent: n.ID, node: n, wake: make(chan struct{}, 1)}
+	f := &follower{agent: n.ID, node: n, wake: make(chan struct{}, 1), over: make(chan struct{})}
 	f.clear()
 	f.forget()
 	return f
@@ -109,34 +124,76 @@ func (f *follower) release(name string) {
 
 func (f *follower) forget() { f.holds, f.held = map[string]spiffeid.ID{}, map[spiffeid.ID]int{} }
 
-// followNode opens a stream for a node: with everything, or with what changed after the revision that the agent holds.
-func (r *registry) followNode(n attest.Node, since []registration.Change, resumed bool) (*follower, []*nodev1.SyncResponse) {
+// enter adds a stream for a node that may have one. From here on all that happens is marked, so whoever reads the past after this
+// misses nothing; open comes next.
+func (r *registry) enter(id spiffeid.ID) (*follower, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now, there := r.nodes[n.ID.String()]; there {
-		n = now
+	n, there := r.nodes[id.String()]
+	if !there {
+		return nil, errEvicted()
+	}
+	if err := stateError(n); err != nil {
+		return nil, err
 	}
 	f := newFollower(n)
-	f.revision = r.revision
-	r.followers[f] = struct{}{}
-	if !resumed {
-		return f, r.snapshot(f)
-	}
-	for _, e := range r.forNode(f.node) {
+	f.opening = true
+	for _, e := range r.forNode(n) {
 		f.hold(e.Name, e.ID)
 	}
+	r.followers[f] = struct{}{}
+	return f, nil
+}
+
+// open gives a stream's first messages: everything, or what changed after the revision that the agent holds.
+func (r *registry) open(f *follower, since []registration.Change, resumed bool) []*nodev1.SyncResponse {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	f.mu.Lock()
+	f.opening = false
+	resumed = resumed && !f.whole
+	if resumed {
+		r.markPast(f, since)
+	}
+	f.mu.Unlock()
+	if !resumed {
+		return r.snapshot(f)
+	}
+	return r.pendingOf(f)
+}
+
+// markPast marks what happened while the agent was away. What it held then is not known any more: names that came up are told
+// either way, and of the IDs that it holds all facts, for they depend on nodes and entries as these were. Both locks are held.
+func (r *registry) markPast(f *follower, since []registration.Change) {
+	moved := false
 	for _, c := range since {
 		switch c.Kind {
-		case registration.KindEntry: // whether the agent held it is not known any more: it is told either way
-			f.entries[c.ID] = struct{}{}
-			f.hold(c.ID, r.entries[c.ID].ID)
-			f.ids[r.entries[c.ID].ID] = struct{}{}
+		case registration.KindEntry:
+			f.mayHold(c.ID, r.entries[c.ID].ID)
+			moved = true
+		case kindNode:
+			moved = true
 		case registration.KindBundle:
 			f.bundle = true
 		}
 	}
-	delete(f.ids, spiffeid.ID{})
-	return f, r.pendingOf(f)
+	for name := range r.ending { // ending makes no revision
+		if e := r.entries[name]; e.Expired(r.config.Now()) && e.OnNode(f.node.ID, f.node.Selectors) {
+			f.mayHold(name, e.ID)
+			moved = true
+		}
+	}
+	for id := range f.held {
+		if moved && !id.IsZero() {
+			f.ids[id] = struct{}{}
+		}
+	}
+}
+
+// mayHold marks an entry that the agent may hold; the caller holds f.mu.
+func (f *follower) mayHold(name string, id spiffeid.ID) {
+	f.entries[name] = struct{}{}
+	f.hold(name, id)
 }
 
 func (r *registry) leave(f *follower) {
@@ -147,20 +204,17 @@ func (r *registry) leave(f *follower) {
 	r.moved = make(chan struct{})
 }
 
-// next gives the messages for what is pending, none where nothing is, and the stream's end where the node's came.
-func (r *registry) next(f *follower) ([]*nodev1.SyncResponse, error) {
+// next gives the messages for what is pending, none where nothing is.
+func (r *registry) next(f *follower) []*nodev1.SyncResponse {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	f.mu.Lock()
-	ended, whole := f.ended, f.whole
+	whole := f.whole
 	f.mu.Unlock()
-	if ended != nil {
-		return nil, ended
-	}
 	if whole {
-		return r.snapshot(f), nil
+		return r.snapshot(f)
 	}
-	return r.pendingOf(f), nil
+	return r.pendingOf(f)
 }
 
 // clear forgets what is pending; the caller holds f.mu or is alone with f.
@@ -214,6 +268,7 @@ func (r *registry) pendingOf(f *follower) []*nodev1.SyncResponse {
 			f.ids[before] = struct{}{}
 		}
 	}
+	delete(f.ids, spiffeid.ID{})
 	for id := range f.ids {
 		changes = append(changes, r.identityChange(id, f.concerns(id)))
 	}

@@ -292,6 +292,9 @@ func (r *registry) facts(id spiffeid.ID) registration.Facts {
 	holders := map[string]attest.Node{}
 	for name := range r.byID[id] {
 		e := r.entries[name]
+		if e.Expired(r.config.Now()) { // and with it every SVID
+			continue
+		}
 		entries = append(entries, e)
 		candidates := r.nodes
 		if !e.Any {

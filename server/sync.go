@@ -29,29 +29,54 @@ func (s *nodeAPI) Sync(stream nodev1.Node_SyncServer) error {
 	if open == nil || open.Version != 1 {
 		return fault.New(fault.Invalid, nil, "the stream does not begin with an open message of version 1")
 	}
+	f, err := s.registry.enter(node.ID)
+	if err != nil {
+		return err
+	}
+	defer s.registry.leave(f)
 	since, resumed, err := s.resume(ctx, node, registration.Revision{Number: open.Revision, Chain: open.Chain})
 	if err != nil {
 		return err
 	}
-	f, messages := s.registry.followNode(node, since, resumed)
-	defer s.registry.leave(f)
 	go s.takeAcks(stream, f) // ends with the stream, which ends when this returns
-	for {
-		for _, m := range messages {
-			if err := stream.Send(m); err != nil {
-				return err
-			}
+	for messages := s.registry.open(f, since, resumed); ; messages = s.registry.next(f) {
+		if err := s.send(stream, f, messages); err != nil {
+			return err
 		}
 		select {
 		case <-f.wake:
+		case <-f.over:
+			return f.why()
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.stopped:
 			return errStopping()
 		}
-		if messages, err = s.registry.next(f); err != nil {
-			return err
+	}
+}
+
+// send waits for an agent that does not read, but not beyond the stream's end.
+func (s *nodeAPI) send(stream nodev1.Node_SyncServer, f *follower, messages []*nodev1.SyncResponse) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	sent := make(chan error, 1)
+	go func() { // ends with the stream at the latest
+		for _, m := range messages {
+			if err := stream.Send(m); err != nil {
+				sent <- err
+				return
+			}
 		}
+		sent <- nil
+	}()
+	select {
+	case err := <-sent:
+		return err
+	case <-f.over:
+		return f.why()
+	case <-s.stopped:
+		return errStopping()
 	}
 }
 
