@@ -225,7 +225,7 @@ func (c *cache) apply(u update, now time.Time) error {
 	if u.snapshot {
 		c.forget(&u)
 	}
-	touched := map[*share]struct{}{}
+	touched, named := map[*share]struct{}{}, c.idsNamed(u)
 	for _, name := range u.removed {
 		if _, again := u.entries[name]; !again {
 			c.removeEntry(name, touched)
@@ -238,6 +238,7 @@ func (c *cache) apply(u update, now time.Time) error {
 	if c.setBundles(u) {
 		touched = c.shares
 	}
+	c.forgetFacts(named)
 	for _, id := range u.unsaid {
 		delete(c.facts, id)
 	}
@@ -253,6 +254,36 @@ func (c *cache) apply(u update, now time.Time) error {
 		return errDigest
 	}
 	return nil
+}
+
+// idsNamed are the IDs that the entries which an update names had until now.
+func (c *cache) idsNamed(u update) map[spiffeid.ID]struct{} {
+	ids := map[spiffeid.ID]struct{}{}
+	for _, name := range u.removed {
+		if r := c.records[name]; r != nil {
+			ids[r.entry.ID] = struct{}{}
+		}
+	}
+	for name, e := range u.entries {
+		if r := c.records[name]; r != nil && r.entry.ID != e.ID {
+			ids[r.entry.ID] = struct{}{}
+		}
+	}
+	return ids
+}
+
+// forgetFacts drops what is known about those of the IDs that no entry has any more. After a resume the server cannot say which
+// they are: of an entry that went it knows the name alone.
+func (c *cache) forgetFacts(ids map[spiffeid.ID]struct{}) {
+	if len(ids) == 0 {
+		return
+	}
+	for _, r := range c.records {
+		delete(ids, r.entry.ID)
+	}
+	for id := range ids {
+		delete(c.facts, id)
+	}
 }
 
 // forget turns what a snapshot does not name into removals.
