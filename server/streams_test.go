@@ -215,6 +215,29 @@ func TestNodeThatEndsWhileItsStreamOpensGetsNone(t *testing.T) {
 	}
 }
 
+// A stream that said nothing yet is no way around its node's end either.
+func TestNodeThatEndsBeforeItsStreamOpensGetsNone(t *testing.T) {
+	t.Parallel()
+	for _, row := range endings {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			d := newDomain(t)
+			d.apply(entry("orders"))
+			h := d.join("web-1")
+			c := h.connect()
+			stream := must(c.Sync(t.Context()))(t)
+			must(c.Sign(t.Context(), &nodev1.SignRequest{}))(t) // behind it on the same connection
+			row.do(t, h)
+			d.caughtUp()
+			if err := stream.Send(&nodev1.SyncRequest{Step: &nodev1.SyncRequest_Open{Open: &nodev1.SyncOpen{Version: 1}}}); err != nil {
+				t.Log(err) // Recv knows why
+			}
+			_, err := stream.Recv()
+			wantFault(t, err, row.kind, row.code)
+		})
+	}
+}
+
 // fill gives a node more to hold than a stream's window takes.
 func (d *domain) fill() {
 	d.t.Helper()
