@@ -153,9 +153,11 @@ func (d *domain) makeFactory() {
 }
 
 // machine gives the x509pop attestor of a machine of that name.
-func (d *domain) machine(name string) attest.Attestor {
+func (d *domain) machine(name string) attest.Attestor { return d.certified(newKey(d.t), name) }
+
+// certified is a machine whose certificate is for that key.
+func (d *domain) certified(key *ecdsa.PrivateKey, name string) attest.Attestor {
 	d.t.Helper()
-	key := newKey(d.t)
 	c := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(100 * time.Hour)}
 	der := must(x509.CreateCertificate(rand.Reader, c, d.factory, &key.PublicKey, d.factoryBy))(d.t)

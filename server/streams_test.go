@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/writ-dev/writ/api/adminv1"
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/api/registrationv1"
+	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 	"github.com/writ-dev/writ/server"
@@ -184,6 +186,50 @@ func TestNothingIsMissedWhileAStreamResumes(t *testing.T) {
 		for f.entries["meanwhile"] != nil || f.entries["goes"] == nil {
 			f.next()
 		}
+		f.close()
+	}
+}
+
+// A node that proves other facts than before is told anew what concerns it, whenever it does.
+func TestOtherSelectorsBringASnapshot(t *testing.T) {
+	t.Parallel()
+	d, feed := watched(t)
+	d.apply(entry("one", "x509pop:subject:web-1"), entry("two", "x509pop:subject:web-2"))
+	d.caughtUp()
+	key := newKey(t)
+	one, two := d.certified(key, "web-1"), d.certified(key, "web-2")
+	h := d.admitted(one)
+	f := h.follow()
+	f.next()
+	become := func(a attest.Attestor) {
+		h.attestors = []attest.Attestor{a}
+		must(h.attest(bent{}))(t)
+		d.caughtUp()
+	}
+	want := func(when, name string) {
+		t.Helper()
+		for !slices.Equal(f.names(), []string{name}) {
+			if messages := f.next(); !messages[0].Snapshot && slices.Contains(f.names(), name) {
+				t.Errorf("%s: entries came without a snapshot", when)
+			}
+		}
+		f.wantHeld()
+	}
+	want("at first", "one")
+	become(two)
+	want("while the stream is open", "two")
+	f.close()
+	become(one)
+	f.open()
+	want("while away", "one")
+	f.close()
+	for _, at := range []*atomic.Pointer[func()]{&feed.chainAt, &feed.changed} {
+		meanwhile := func() { become(two) }
+		at.Store(&meanwhile)
+		f.open()
+		want("while the stream opens", "two")
+		become(one)
+		want("after that", "one")
 		f.close()
 	}
 }
