@@ -120,7 +120,8 @@ func TestStrangerCanNotTouchANode(t *testing.T) {
 // feed is the store's, with a test at one of its doors. Only streams of agents go through it: they alone have a peer.
 type feed struct {
 	*store.DB
-	chainAt, changed atomic.Pointer[func()] // called after the store's answer is known
+	chainAt, changed atomic.Pointer[func()]        // called after the store's answer is known
+	behind           atomic.Pointer[chan struct{}] // the server's registry reads nothing before it is closed
 }
 
 func (f *feed) ChainAt(ctx context.Context, revision uint64) ([]byte, error) {
@@ -130,6 +131,11 @@ func (f *feed) ChainAt(ctx context.Context, revision uint64) ([]byte, error) {
 }
 
 func (f *feed) Changes(ctx context.Context, after uint64, limit int) ([]registration.Change, error) {
+	if _, remote := peer.FromContext(ctx); !remote {
+		if wait := f.behind.Load(); wait != nil {
+			<-*wait
+		}
+	}
 	changes, err := f.DB.Changes(ctx, after, limit)
 	if len(changes) == 0 {
 		meet(ctx, &f.changed)
@@ -189,6 +195,46 @@ func TestNothingIsMissedWhileAStreamResumes(t *testing.T) {
 		f.close()
 	}
 }
+
+// An agent that comes from a server which read more of the store is not told old things as new ones.
+func TestServerBehindItsAgentCatchesUpFirst(t *testing.T) {
+	t.Parallel()
+	d, feed := watched(t)
+	d.apply(entry("orders"))
+	d.caughtUp()
+	f := d.join("web-1").follow()
+	f.next()
+	f.close()
+	behind, asked := make(chan struct{}), make(chan struct{})
+	feed.behind.Store(&behind)
+	d.apply(entry("new"))
+	newest := must(d.db.Newest(t.Context()))(t)
+	f.revision, f.chain, f.entries["new"] = newest.Number, newest.Chain, entry("new")
+	opened := func() { close(asked) }
+	feed.changed.Store(&opened)
+	go func() {
+		select {
+		case <-asked:
+		case <-time.After(catchUpSoon): // a server that catches up before it reads what changed asks later
+		}
+		close(behind)
+	}()
+	f.open()
+	d.until("the server has it", func() bool { return d.held() >= newest.Number })
+	d.apply(entry("later"))
+	for f.entries["later"] == nil {
+		for _, m := range f.next() {
+			for _, c := range m.Changes {
+				if name := c.GetEntry().GetName(); m.Snapshot || name != "" && name != "later" {
+					t.Errorf("told of %q, snapshot: %t", name, m.Snapshot)
+				}
+			}
+		}
+	}
+}
+
+// catchUpSoon is well within what a server gives itself to catch up.
+const catchUpSoon = time.Second
 
 // A node that proves other facts than before is told anew what concerns it, whenever it does.
 func TestOtherSelectorsBringASnapshot(t *testing.T) {
