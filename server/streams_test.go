@@ -211,12 +211,9 @@ func TestServerBehindItsAgentCatchesUpFirst(t *testing.T) {
 	newest := must(d.db.Newest(t.Context()))(t)
 	f.revision, f.chain, f.entries["new"] = newest.Number, newest.Chain, entry("new")
 	opened := func() { close(asked) }
-	feed.changed.Store(&opened)
+	feed.chainAt.Store(&opened)
 	go func() {
-		select {
-		case <-asked:
-		case <-time.After(catchUpSoon): // a server that catches up before it reads what changed asks later
-		}
+		<-asked
 		close(behind)
 	}()
 	f.open()
@@ -232,9 +229,6 @@ func TestServerBehindItsAgentCatchesUpFirst(t *testing.T) {
 		}
 	}
 }
-
-// catchUpSoon is well within what a server gives itself to catch up.
-const catchUpSoon = time.Second
 
 // A node that proves other facts than before is told anew what concerns it, whenever it does.
 func TestOtherSelectorsBringASnapshot(t *testing.T) {

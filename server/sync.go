@@ -29,14 +29,21 @@ func (s *nodeAPI) Sync(stream nodev1.Node_SyncServer) error {
 	if open == nil || open.Version != 1 {
 		return fault.New(fault.Invalid, nil, "the stream does not begin with an open message of version 1")
 	}
+	held := registration.Revision{Number: open.Revision, Chain: open.Chain}
+	resumed, err := s.knows(ctx, held)
+	if err != nil {
+		return err
+	}
 	f, err := s.registry.enter(node.ID)
 	if err != nil {
 		return err
 	}
 	defer s.registry.leave(f)
-	since, resumed, err := s.resume(ctx, node, registration.Revision{Number: open.Revision, Chain: open.Chain})
-	if err != nil {
-		return err
+	var since []registration.Change
+	if resumed {
+		if since, resumed, err = s.since(ctx, node, held.Number); err != nil {
+			return err
+		}
 	}
 	go s.takeAcks(stream, f) // ends with the stream, which ends when this returns
 	for messages := s.registry.open(f, since, resumed); ; messages = s.registry.next(f) {
@@ -102,28 +109,27 @@ func (r *registry) announce() {
 	r.moved = make(chan struct{})
 }
 
-// resume says what changed after the revision that an agent holds. Not resumed, with no error, means a snapshot: the agent holds
-// nothing, or a history that this store does not know, or its node's selectors changed meanwhile.
-func (s *nodeAPI) resume(ctx context.Context, n attest.Node, held registration.Revision) (since []registration.Change, resumed bool, err error) {
+// knows says whether what an agent holds is of this store's history, and waits until this server has read as much of it. Not known,
+// with no error, means a snapshot: the agent holds nothing, or what a store held that was restored since.
+func (s *nodeAPI) knows(ctx context.Context, held registration.Revision) (bool, error) {
 	if held.Number == 0 {
-		return nil, false, nil
+		return false, nil
 	}
-	feed := s.config.Store.Feed
-	chain, err := feed.ChainAt(ctx, held.Number)
-	if fault.Is(err, fault.NotFound) {
-		return nil, false, nil
+	chain, err := s.config.Store.Feed.ChainAt(ctx, held.Number)
+	if fault.Is(err, fault.NotFound) || err == nil && !bytes.Equal(chain, held.Chain) {
+		return false, nil
 	}
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
-	if !bytes.Equal(chain, held.Chain) {
-		return nil, false, nil
-	}
-	if err := s.registry.await(ctx, held.Number, catchUpPatience); err != nil {
-		return nil, false, err
-	}
-	for after := held.Number; ; {
-		changes, err := feed.Changes(ctx, after, 1000)
+	return true, s.registry.await(ctx, held.Number, catchUpPatience)
+}
+
+// since gives what changed after a revision, as far as the store has it now, and waits until this server has read it. Not resumed,
+// with no error, means a snapshot: too much happened, or the node's selectors changed.
+func (s *nodeAPI) since(ctx context.Context, n attest.Node, after uint64) (since []registration.Change, resumed bool, err error) {
+	for {
+		changes, err := s.config.Store.Feed.Changes(ctx, after, 1000)
 		if err != nil {
 			return nil, false, err
 		}
