@@ -5,11 +5,9 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-dev/writ/agent"
+	"github.com/writ-dev/writ/agent/agenttest"
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/api/registrationv1"
 	"github.com/writ-dev/writ/attest"
@@ -28,16 +27,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// proof is an attestor whose evidence is the binding's digest.
-type proof struct{}
-
-func (proof) Method() string { return "test" }
-
-func (proof) Attest(_ context.Context, b attest.Binding) ([]byte, error) {
-	digest := b.Digest()
-	return digest[:], nil
-}
 
 // byUser takes a process's uid for its only selector.
 type byUser struct{}
@@ -70,35 +59,9 @@ func entry(name, user string) *registrationv1.Entry {
 	return &registrationv1.Entry{Name: name, SpiffeId: "spiffe://example.org/" + name, Any: true, Match: []string{"unix:user:" + user}}
 }
 
-func (a *authority) config(t *testing.T) agent.Config {
-	return agent.Config{DataDir: filepath.Join(t.TempDir(), "agent"), Server: a.address, Pins: [][32]byte{a.pin()},
-		Attestors: []attest.Attestor{proof{}}, Workload: []attest.WorkloadAttestor{byUser{}}}
-}
-
-// run starts an agent and stops it at the test's end, or earlier by the function it gives.
-func run(t *testing.T, c agent.Config) (*agent.Agent, func()) {
-	t.Helper()
-	c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	a, err := agent.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- a.Run(ctx) }()
-	stop := sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return a, stop
-}
-
 func subscribe(t *testing.T, a *agent.Agent, p attest.Peer) *agent.Subscription {
 	t.Helper()
-	await(t, "the first sync", func() bool {
+	agenttest.Await(t, "the first sync", func() bool {
 		select {
 		case <-a.Synced():
 			return true
@@ -112,21 +75,6 @@ func subscribe(t *testing.T, a *agent.Agent, p attest.Peer) *agent.Subscription 
 	}
 	t.Cleanup(s.Close)
 	return s
-}
-
-// await looks until a condition holds.
-func await(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(15 * time.Second)
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s did not come", what)
-		}
-	}
 }
 
 // next follows a subscription until its view is right.
@@ -164,7 +112,7 @@ var ids = cmpopts.EquateComparable(spiffeid.ID{}, spiffeid.TrustDomain{})
 // silent fails if the subscriber is told of anything before marker holds.
 func silent(t *testing.T, s *agent.Subscription, marker func() bool) {
 	t.Helper()
-	await(t, "the marker", marker)
+	agenttest.Await(t, "the marker", marker)
 	select {
 	case <-s.Changed():
 		t.Errorf("told of a change that is none: %+v", s.View())
@@ -172,20 +120,27 @@ func silent(t *testing.T, s *agent.Subscription, marker func() bool) {
 	}
 }
 
-func started(t *testing.T) *authority {
-	a := newAuthority(t, "example.org")
-	a.start()
+// config is an agent's for this server, taking a caller's uid for what it is.
+func config(t *testing.T, a *agenttest.Authority) agent.Config {
+	c := a.Config(t)
+	c.Workload = []attest.WorkloadAttestor{byUser{}}
+	return c
+}
+
+func started(t *testing.T) *agenttest.Authority {
+	a := agenttest.New(t, "example.org")
+	a.Start()
 	return a
 }
 
 func TestEntryReachesItsWorkloadAndLeavesIt(t *testing.T) {
 	server := started(t)
-	a, _ := run(t, server.config(t))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	if v := s.View(); !v.Known || v.Pending || len(v.Identities) != 0 || len(v.Bundles) != 1 {
 		t.Errorf("the view before any entry is %+v", v)
 	}
-	server.apply(entry("web", "alice"))
+	server.Apply(entry("web", "alice"))
 	v := next(t, s, "the identity", holds("web"))
 	id := v.Identities[0]
 	if _, err := x509.ParsePKCS8PrivateKey(id.Key); err != nil {
@@ -194,36 +149,36 @@ func TestEntryReachesItsWorkloadAndLeavesIt(t *testing.T) {
 	if got, err := a.VerifyPeer(id.Chain[0]); err != nil || got != id.ID || got.String() != "spiffe://example.org/web" {
 		t.Errorf("VerifyPeer: %v, %v", got, err)
 	}
-	if !cmp.Equal(v.Bundles[0].Roots, [][]byte{server.root.Raw}) {
+	if !cmp.Equal(v.Bundles[0].Roots, [][]byte{server.Root.Raw}) {
 		t.Error("the bundle is not the server's root")
 	}
-	server.remove("web")
+	server.Remove("web")
 	next(t, s, "the withdrawal", holds())
 }
 
 func TestUnchangedContentIsNotTold(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	a, _ := run(t, server.config(t))
+	server.Apply(entry("web", "alice"))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	before := next(t, s, "the identity", holds("web"))
 	at := func(revision uint64) func() bool {
 		return func() bool { return a.Status().Revision == revision && a.Status().Pending == 0 }
 	}
-	server.apply(entry("other", "bob"))
+	server.Apply(entry("other", "bob"))
 	silent(t, s, at(2))
-	server.apply(entry("web", "alice")) // the same again under a new revision
+	server.Apply(entry("web", "alice")) // the same again under a new revision
 	silent(t, s, at(3))
 	where := entry("web", "alice")
 	where.Any, where.Where = false, []string{"test:a:b"}
-	server.apply(where) // who may serve it is nothing that the workload sees
+	server.Apply(where) // who may serve it is nothing that the workload sees
 	silent(t, s, at(4))
-	server.change(server.bundle())
+	server.Change(server.Bundle())
 	silent(t, s, at(5))
 	if diff := cmp.Diff(before, s.View(), ids); diff != "" {
 		t.Error(diff)
 	}
-	if n := server.count(func() int { return server.signed["web"] }); n != 1 {
+	if n := server.Count(func() int { return server.Signed["web"] }); n != 1 {
 		t.Errorf("signed %d times", n)
 	}
 }
@@ -232,16 +187,16 @@ func TestOrderIsByNameAndHintsAreUnique(t *testing.T) {
 	server := started(t)
 	second, third := entry("b", "alice"), entry("c", "alice")
 	second.Hint, third.Hint = "main", "main"
-	server.apply(third, second)
-	a, _ := run(t, server.config(t))
+	server.Apply(third, second)
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	v := next(t, s, "both", holds("b", "c"))
 	if v.Identities[0].Hint != "main" || v.Identities[1].Hint != "" {
 		t.Errorf("hints %q and %q", v.Identities[0].Hint, v.Identities[1].Hint)
 	}
-	server.apply(entry("d", "alice"))
+	server.Apply(entry("d", "alice"))
 	next(t, s, "the third", holds("b", "c", "d"))
-	server.remove("b")
+	server.Remove("b")
 	v = next(t, s, "the rest", holds("c", "d"))
 	if v.Identities[0].Hint != "main" {
 		t.Errorf("the hint is free again, the view has %q", v.Identities[0].Hint)
@@ -250,22 +205,22 @@ func TestOrderIsByNameAndHintsAreUnique(t *testing.T) {
 
 func TestChangedEntryIsSignedAgainWhereItMust(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	a, _ := run(t, server.config(t))
+	server.Apply(entry("web", "alice"))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	next(t, s, "the identity", holds("web"))
-	count := func() int { return server.count(func() int { return server.signed["web"] }) }
+	count := func() int { return server.Count(func() int { return server.Signed["web"] }) }
 
 	hinted := entry("web", "alice")
 	hinted.Hint = "h"
-	server.apply(hinted)
+	server.Apply(hinted)
 	next(t, s, "the hint", func(v agent.View) bool { return holds("web")(v) && v.Identities[0].Hint == "h" })
 	if count() != 1 {
 		t.Error("a hint costs no signature")
 	}
 	named := entry("web", "alice")
 	named.Dns = []string{"web.internal"}
-	server.apply(named)
+	server.Apply(named)
 	next(t, s, "the DNS name", func(v agent.View) bool {
 		if !holds("web")(v) {
 			return false
@@ -275,13 +230,13 @@ func TestChangedEntryIsSignedAgainWhereItMust(t *testing.T) {
 	})
 	moved := entry("web", "alice")
 	moved.SpiffeId = "spiffe://example.org/elsewhere"
-	server.apply(moved)
+	server.Apply(moved)
 	next(t, s, "the other ID", func(v agent.View) bool {
 		return holds("web")(v) && v.Identities[0].ID.Path() == "/elsewhere"
 	})
 	other := entry("web", "bob")
 	other.SpiffeId = moved.SpiffeId
-	server.apply(other)
+	server.Apply(other)
 	next(t, s, "the withdrawal", holds())
 }
 
@@ -289,8 +244,8 @@ func TestExpiredEntryIsWithdrawn(t *testing.T) {
 	server := started(t)
 	e := entry("web", "alice")
 	e.Expires = timestamppb.New(time.Now().Add(1500 * time.Millisecond))
-	server.apply(e)
-	a, _ := run(t, server.config(t))
+	server.Apply(e)
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	next(t, s, "the identity", holds("web"))
 	next(t, s, "its end", holds())
@@ -298,9 +253,9 @@ func TestExpiredEntryIsWithdrawn(t *testing.T) {
 
 func TestSVIDsAreRenewedAtHalfLife(t *testing.T) {
 	server := started(t)
-	server.agentTTL, server.ttl = 3*time.Second, 4*time.Second // certificates count whole seconds: 3 to 4 are left
-	server.apply(entry("web", "alice"))
-	a, _ := run(t, server.config(t))
+	server.AgentTTL, server.TTL = 3*time.Second, 4*time.Second // certificates count whole seconds: 3 to 4 are left
+	server.Apply(entry("web", "alice"))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	began := time.Now()
 	first := next(t, s, "the identity", holds("web"))
@@ -313,7 +268,7 @@ func TestSVIDsAreRenewedAtHalfLife(t *testing.T) {
 	if cmp.Equal(first.Identities[0].Key, second.Identities[0].Key) {
 		t.Error("the key is the old one")
 	}
-	await(t, "the third generation", func() bool { return a.Status().Generation >= 3 })
+	agenttest.Await(t, "the third generation", func() bool { return a.Status().Generation >= 3 })
 	if err := a.Ready(); err != nil {
 		t.Errorf("Ready: %v", err)
 	}
@@ -321,13 +276,13 @@ func TestSVIDsAreRenewedAtHalfLife(t *testing.T) {
 
 func TestServesWhileTheServerIsAwayAndComesBack(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"), entry("more", "bob"))
-	a, _ := run(t, server.config(t))
+	server.Apply(entry("web", "alice"), entry("more", "bob"))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	before := next(t, s, "the identity", holds("web"))
-	await(t, "all SVIDs ahead", func() bool { return a.Status().SVIDs == 2 })
-	server.stop()
-	await(t, "the break", func() bool { return !a.Status().Connected })
+	agenttest.Await(t, "all SVIDs ahead", func() bool { return a.Status().SVIDs == 2 })
+	server.Stop()
+	agenttest.Await(t, "the break", func() bool { return !a.Status().Connected })
 	if diff := cmp.Diff(before, s.View(), ids); diff != "" {
 		t.Error(diff)
 	}
@@ -339,42 +294,42 @@ func TestServesWhileTheServerIsAwayAndComesBack(t *testing.T) {
 	if left := time.Until(a.Status().SafeUntil); left < 50*time.Minute || left > time.Hour {
 		t.Errorf("the outage budget is %s", left)
 	}
-	server.start()
-	server.apply(entry("new", "alice"))
+	server.Start()
+	server.Apply(entry("new", "alice"))
 	next(t, s, "the new entry", holds("new", "web"))
-	server.mu.Lock()
-	defer server.mu.Unlock()
-	if last := server.opened[len(server.opened)-1]; last == 0 {
+	server.Lock()
+	defer server.Unlock()
+	if last := server.Opened[len(server.Opened)-1]; last == 0 {
 		t.Error("it asked for a snapshot where it could resume")
 	}
 }
 
 func TestRefusesWhoIsNoServer(t *testing.T) {
-	real, other := newAuthority(t, "example.org"), newAuthority(t, "example.org")
-	foreign := newAuthority(t, "foreign.org")
+	real, other := agenttest.New(t, "example.org"), agenttest.New(t, "example.org")
+	foreign := agenttest.New(t, "foreign.org")
 	for _, row := range []struct {
 		name  string
 		bend  func(c *agent.Config)
-		shown func() *authority
+		shown func() *agenttest.Authority
 	}{
-		{"a workload's SVID", nil, func() *authority { real.identity = real.serverSVID("/web"); return real }},
-		{"an agent's SVID", nil, func() *authority { real.identity = real.serverSVID("/writ/agent/test/k"); return real }},
-		{"an ID below a server's", nil, func() *authority { real.identity = real.serverSVID("/writ/server/one/two"); return real }},
-		{"a server under another root", nil, func() *authority { return other }},
+		{"a workload's SVID", nil, func() *agenttest.Authority { real.Identity = real.ServerSVID("/web"); return real }},
+		{"an agent's SVID", nil, func() *agenttest.Authority { real.Identity = real.ServerSVID("/writ/agent/test/k"); return real }},
+		{"an ID below a server's", nil, func() *agenttest.Authority { real.Identity = real.ServerSVID("/writ/server/one/two"); return real }},
+		{"a server under another root", nil, func() *agenttest.Authority { return other }},
 		{"a server of another trust domain, pinned", func(c *agent.Config) {
-			c.TrustDomain, c.Pins = spiffeid.RequireTrustDomainFromString("example.org"), [][32]byte{foreign.pin()}
-		}, func() *authority { return foreign }},
+			c.TrustDomain, c.Pins = spiffeid.RequireTrustDomainFromString("example.org"), [][32]byte{foreign.Pin()}
+		}, func() *agenttest.Authority { return foreign }},
 		{"the issuing key pinned, which is no root", func(c *agent.Config) { c.Pins = [][32]byte{{1}} },
-			func() *authority { real.identity = real.serverSVID("/writ/server/one"); return real }},
+			func() *agenttest.Authority { real.Identity = real.ServerSVID("/writ/server/one"); return real }},
 		{"another root in the configured bundle", func(c *agent.Config) {
-			c.Pins, c.Roots = nil, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.root.Raw})
-		}, func() *authority { real.identity = real.serverSVID("/writ/server/one"); return real }},
+			c.Pins, c.Roots = nil, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Root.Raw})
+		}, func() *agenttest.Authority { real.Identity = real.ServerSVID("/writ/server/one"); return real }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			shown := row.shown()
-			c := real.config(t)
-			c.Server = shown.start()
-			defer shown.stop()
+			c := config(t, real)
+			c.Server = shown.Start()
+			defer shown.Stop()
 			if row.bend != nil {
 				row.bend(&c)
 			}
@@ -387,7 +342,7 @@ func TestRefusesWhoIsNoServer(t *testing.T) {
 			if !errors.As(err, &f) || f.Code != fault.ServerUnproved {
 				t.Errorf("Join: %v", err)
 			}
-			if n := shown.count(func() int { return shown.proofs }); n != 0 {
+			if n := shown.Count(func() int { return shown.Proofs }); n != 0 {
 				t.Error("evidence was shown to it")
 			}
 		})
@@ -396,8 +351,8 @@ func TestRefusesWhoIsNoServer(t *testing.T) {
 
 func TestJoinLeavesAllThatRunNeeds(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	c := server.config(t)
+	server.Apply(entry("web", "alice"))
+	c := config(t, server)
 	first, err := agent.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -420,16 +375,16 @@ func TestJoinLeavesAllThatRunNeeds(t *testing.T) {
 	if diff := cmp.Diff([]string{"agent.json", "bundle.pem", "node.key"}, names); diff != "" {
 		t.Error(diff)
 	}
-	a, stop := run(t, agent.Config{DataDir: c.DataDir, Workload: c.Workload}) // no token, no address, no pin
+	a, stop := agenttest.Run(t, agent.Config{DataDir: c.DataDir, Workload: c.Workload}) // no token, no address, no pin
 	s := subscribe(t, a, newProcess(1))
 	next(t, s, "the identity", holds("web"))
 	stop()
 	if v := s.View(); v.Known || !fault.Is(s.Err(), fault.Unavailable) {
 		t.Errorf("after the agent: %+v, %v", v, s.Err())
 	}
-	again, _ := run(t, agent.Config{DataDir: c.DataDir, Workload: c.Workload})
+	again, _ := agenttest.Run(t, agent.Config{DataDir: c.DataDir, Workload: c.Workload})
 	next(t, subscribe(t, again, newProcess(1)), "the identity after a restart", holds("web"))
-	if n := server.count(func() int { return server.proofs }); n != 1 {
+	if n := server.Count(func() int { return server.Proofs }); n != 1 {
 		t.Errorf("proved itself %d times", n)
 	}
 }
@@ -441,22 +396,22 @@ func TestLostAnswerIsAskedForWithTheSameKey(t *testing.T) {
 	}{{"of an attestation", true}, {"of a renewal", false}} {
 		t.Run(row.name, func(t *testing.T) {
 			server := started(t)
-			server.agentTTL = 2 * time.Second
-			c := server.config(t)
-			server.loseProof = row.joins
-			a, stop := run(t, c)
+			server.AgentTTL = 2 * time.Second
+			c := config(t, server)
+			server.LoseProof = row.joins
+			a, stop := agenttest.Run(t, c)
 			<-a.Synced()
 			if !row.joins {
-				server.mu.Lock()
-				server.loseProof = true
-				server.mu.Unlock()
-				await(t, "the loss", func() bool { return server.count(func() int { return len(server.nodes) + server.proofs }) > 2 })
+				server.Lock()
+				server.LoseProof = true
+				server.Unlock()
+				agenttest.Await(t, "the loss", func() bool { return server.Count(func() int { return len(server.Nodes) + server.Proofs }) > 2 })
 				stop() // also over a restart
-				a, _ = run(t, c)
+				a, _ = agenttest.Run(t, c)
 			}
-			await(t, "the third generation", func() bool { return a.Status().Generation >= 3 })
-			for id, row := range server.nodes {
-				if row.locked {
+			agenttest.Await(t, "the third generation", func() bool { return a.Status().Generation >= 3 })
+			for id, row := range server.Nodes {
+				if row.Locked {
 					t.Errorf("%s is locked", id)
 				}
 			}
@@ -466,8 +421,8 @@ func TestLostAnswerIsAskedForWithTheSameKey(t *testing.T) {
 
 func TestCopiedDataDirectoryIsLocked(t *testing.T) {
 	server := started(t)
-	server.agentTTL = 2 * time.Second
-	c := server.config(t)
+	server.AgentTTL = 2 * time.Second
+	c := config(t, server)
 	first, err := agent.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -484,56 +439,56 @@ func TestCopiedDataDirectoryIsLocked(t *testing.T) {
 		os.Chmod(filepath.Join(copied.DataDir, "agent.json"), 0o600), os.Chmod(filepath.Join(copied.DataDir, "bundle.pem"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	a, _ := run(t, c)
-	b, _ := run(t, copied)
-	await(t, "the lock", func() bool {
+	a, _ := agenttest.Run(t, c)
+	b, _ := agenttest.Run(t, copied)
+	agenttest.Await(t, "the lock", func() bool {
 		return strings.Contains(a.Status().Degraded, "locked") && strings.Contains(b.Status().Degraded, "locked")
 	})
 	if a.Ready() == nil || b.Ready() == nil {
 		t.Error("a locked node says that it is ready")
 	}
-	before := server.count(func() int { return server.proofs })
+	before := server.Count(func() int { return server.Proofs })
 	calm := time.NewTimer(2 * time.Second)
 	<-calm.C
-	if after := server.count(func() int { return server.proofs }); after > before+2 { // one of each may have been under way
+	if after := server.Count(func() int { return server.Proofs }); after > before+2 { // one of each may have been under way
 		t.Errorf("locked nodes asked %d times in 2 s", after-before)
 	}
 }
 
 func TestForgottenNodeAttestsAnew(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	a, _ := run(t, server.config(t))
+	server.Apply(entry("web", "alice"))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	next(t, s, "the identity", holds("web"))
-	server.stop()
-	server.mu.Lock()
-	clear(server.nodes)
-	server.mu.Unlock()
-	server.start()
-	server.apply(entry("new", "alice"))
+	server.Stop()
+	server.Lock()
+	clear(server.Nodes)
+	server.Unlock()
+	server.Start()
+	server.Apply(entry("new", "alice"))
 	next(t, s, "the new entry", holds("new", "web"))
 }
 
 func TestExpiredAgentAttestsAnew(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	c := server.config(t)
-	c.Now = server.now
-	a, _ := run(t, c)
+	server.Apply(entry("web", "alice"))
+	c := config(t, server)
+	c.Now = server.Now
+	a, _ := agenttest.Run(t, c)
 	s := subscribe(t, a, newProcess(1))
 	before := next(t, s, "the identity", holds("web"))
-	server.stop()
-	await(t, "the break", func() bool { return !a.Status().Connected })
-	server.ahead.Store(int64(2 * time.Hour)) // as after a suspend
+	server.Stop()
+	agenttest.Await(t, "the break", func() bool { return !a.Status().Connected })
+	server.Ahead.Store(int64(2 * time.Hour)) // as after a suspend
 	if a.Ready() == nil {
 		t.Error("ready with an expired SVID")
 	}
 	if v := s.View(); !v.Pending || len(v.Identities) > 0 {
 		t.Errorf("an SVID that ended is shown: %+v", v)
 	}
-	server.identity = server.serverSVID("/writ/server/one")
-	server.start()
+	server.Identity = server.ServerSVID("/writ/server/one")
+	server.Start()
 	back := time.Now()
 	next(t, s, "another SVID", func(v agent.View) bool {
 		return holds("web")(v) && v.Identities[0].NotAfter.After(before.Identities[0].NotAfter)
@@ -541,29 +496,29 @@ func TestExpiredAgentAttestsAnew(t *testing.T) {
 	if passed := time.Since(back); passed > 10*time.Second {
 		t.Errorf("it took %s", passed)
 	}
-	await(t, "readiness", func() bool { return a.Ready() == nil })
+	agenttest.Await(t, "readiness", func() bool { return a.Ready() == nil })
 }
 
 func TestDigestThatDoesNotFitCostsOneSnapshot(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	a, _ := run(t, server.config(t))
+	server.Apply(entry("web", "alice"))
+	a, _ := agenttest.Run(t, config(t, server))
 	s := subscribe(t, a, newProcess(1))
 	next(t, s, "the identity", holds("web"))
-	server.mu.Lock()
-	server.bend = func(m *nodev1.SyncResponse) { m.Changes = nil; server.bend = nil } // a change gets lost
-	server.mu.Unlock()
-	server.apply(entry("lost", "alice"))
+	server.Lock()
+	server.Bend = func(m *nodev1.SyncResponse) { m.Changes = nil; server.Bend = nil } // a change gets lost
+	server.Unlock()
+	server.Apply(entry("lost", "alice"))
 	next(t, s, "what was lost", holds("lost", "web"))
-	if n := server.count(func() int { return server.signed["web"] }); n != 1 {
+	if n := server.Count(func() int { return server.Signed["web"] }); n != 1 {
 		t.Errorf("the snapshot had web signed %d times", n)
 	}
 }
 
 func TestSubscriptionEndsWithItsProcess(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
-	a, _ := run(t, server.config(t))
+	server.Apply(entry("web", "alice"))
+	a, _ := agenttest.Run(t, config(t, server))
 	ended, changed := newProcess(1), newProcess(1)
 	s := subscribe(t, a, ended)
 	next(t, s, "the identity", holds("web"))
@@ -579,7 +534,7 @@ func TestSubscriptionEndsWithItsProcess(t *testing.T) {
 	if v := s.View(); v.Known || len(v.Identities) > 0 || !fault.Is(s.Err(), fault.Denied) {
 		t.Errorf("a further call after exec: %+v, %v", v, s.Err())
 	}
-	await(t, "no subscription", func() bool { return a.Status().Subscriptions == 0 })
+	agenttest.Await(t, "no subscription", func() bool { return a.Status().Subscriptions == 0 })
 }
 
 // looks is an attestor that counts how often it looks, and that leaves the tier out unless an entry asks for one.
@@ -599,13 +554,13 @@ func (l *looks) Attest(context.Context, attest.Peer) ([]attest.Selector, error) 
 
 func TestCallerIsAttestedOncePerConnection(t *testing.T) {
 	server := started(t)
-	server.apply(entry("web", "alice"))
+	server.Apply(entry("web", "alice"))
 	attestor := &looks{}
-	config := server.config(t)
+	config := server.Config(t)
 	config.Workload = []attest.WorkloadAttestor{attestor}
 	var a *agent.Agent
 	attestor.asks = func(method, key string) bool { return a.Asks(method, key) }
-	a, _ = run(t, config)
+	a, _ = agenttest.Run(t, config)
 	connection := newProcess(1)
 	for range 3 {
 		next(t, subscribe(t, a, connection), "the identity", holds("web"))
@@ -621,16 +576,16 @@ func TestCallerIsAttestedOncePerConnection(t *testing.T) {
 	next(t, s, "the identity", holds("web"))
 	gold := entry("gold", "alice")
 	gold.Match = []string{"unix:tier:gold"}
-	server.apply(gold)
+	server.Apply(gold)
 	next(t, s, "the identity of an entry that asks for what no entry asked for", holds("gold", "web"))
 	next(t, subscribe(t, a, connection), "the same for a caller that was known", holds("gold", "web"))
 }
 
 func TestUnavailableUntilTheEntriesAreKnown(t *testing.T) {
-	server := newAuthority(t, "example.org")
-	server.start()
-	server.stop()
-	a, _ := run(t, server.config(t))
+	server := agenttest.New(t, "example.org")
+	server.Start()
+	server.Stop()
+	a, _ := agenttest.Run(t, config(t, server))
 	if _, err := a.Subscribe(t.Context(), newProcess(1)); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Subscribe: %v", err)
 	}
@@ -641,18 +596,18 @@ func TestUnavailableUntilTheEntriesAreKnown(t *testing.T) {
 
 func TestFactsFollowTheServer(t *testing.T) {
 	server := started(t)
-	a, _ := run(t, server.config(t))
+	a, _ := agenttest.Run(t, config(t, server))
 	<-a.Synced()
 	id := spiffeid.RequireFromString("spiffe://example.org/web")
-	server.change(&nodev1.Change{Kind: &nodev1.Change_Identity{Identity: &nodev1.Identity{SpiffeId: id.String(), Selectors: []string{"unix:uid:1"},
+	server.Change(&nodev1.Change{Kind: &nodev1.Change_Identity{Identity: &nodev1.Identity{SpiffeId: id.String(), Selectors: []string{"unix:uid:1"},
 		Assurance: 2, Entry: "web"}}})
-	await(t, "the facts", func() bool { _, ok := a.Facts(id); return ok })
+	agenttest.Await(t, "the facts", func() bool { _, ok := a.Facts(id); return ok })
 	facts, _ := a.Facts(id)
 	if facts.Entry != "web" || facts.Assurance != attest.KeyFile || !cmp.Equal(facts.Selectors, []string{"unix:uid:1"}) {
 		t.Errorf("facts %+v", facts)
 	}
-	server.change(&nodev1.Change{Kind: &nodev1.Change_IdentityRemoved{IdentityRemoved: id.String()}})
-	await(t, "their end", func() bool { _, ok := a.Facts(id); return !ok })
+	server.Change(&nodev1.Change{Kind: &nodev1.Change_IdentityRemoved{IdentityRemoved: id.String()}})
+	agenttest.Await(t, "their end", func() bool { _, ok := a.Facts(id); return !ok })
 }
 
 // A server that resumes a stream knows a deleted entry by its name alone, and cannot say which ID's facts went with it.
@@ -684,13 +639,13 @@ func TestFactsGoWithTheLastEntryOfTheirID(t *testing.T) {
 }
 
 func TestVerifyPeerRefusesStrangers(t *testing.T) {
-	server, other := started(t), newAuthority(t, "example.org")
-	a, _ := run(t, server.config(t))
+	server, other := started(t), agenttest.New(t, "example.org")
+	a, _ := agenttest.Run(t, config(t, server))
 	<-a.Synced()
 	for name, der := range map[string][]byte{
-		"another root's":     other.serverSVID("/web").Certificate[0],
-		"another domain's":   newAuthority(t, "foreign.org").serverSVID("/web").Certificate[0],
-		"a CA's certificate": server.issuing.Raw,
+		"another root's":     other.ServerSVID("/web").Certificate[0],
+		"another domain's":   agenttest.New(t, "foreign.org").ServerSVID("/web").Certificate[0],
+		"a CA's certificate": server.Issuing.Raw,
 		"no certificate":     []byte("x"),
 	} {
 		if id, err := a.VerifyPeer(der); err == nil {
@@ -703,7 +658,7 @@ func TestFilesOpenToOthersAreRefused(t *testing.T) {
 	server := started(t)
 	for _, name := range []string{"", "node.key", "agent.json", "bundle.pem"} {
 		t.Run("open "+name, func(t *testing.T) {
-			c := server.config(t)
+			c := config(t, server)
 			first, err := agent.New(c)
 			if err != nil {
 				t.Fatal(err)

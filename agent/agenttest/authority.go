@@ -1,4 +1,6 @@
-package agent_test
+// Package agenttest is what tests of the agent and of its surfaces stand on: a small Authority whose answers a test can bend, and
+// an agent that runs against it. Start with New, then Run.
+package agenttest
 
 import (
 	"bytes"
@@ -33,54 +35,56 @@ import (
 	"github.com/writ-dev/writ/registration"
 )
 
-// authority is a small server with the node API's rules, real TLS and real certificates, whose answers a test can bend.
-type authority struct {
+// Authority is a small server with the node API's rules, real TLS and real certificates, whose answers a test can bend.
+type Authority struct {
 	nodev1.UnimplementedNodeServer
 	t       *testing.T
 	domain  string
-	root    *x509.Certificate
-	issuing *x509.Certificate
-	key     *ecdsa.PrivateKey // of issuing
+	Root    *x509.Certificate
+	Issuing *x509.Certificate
+	key     *ecdsa.PrivateKey // of Issuing
 
-	ahead atomic.Int64 // of the real clock, for server and agents
+	Ahead atomic.Int64 // of the real clock, for server and agents
 
-	mu        sync.Mutex
-	address   string
-	server    *grpc.Server
-	identity  tls.Certificate
-	nodes     map[string]*nodeRow // by agent ID
-	entries   map[string]*registrationv1.Entry
-	facts     map[string]*nodev1.Identity
-	log       []*nodev1.SyncResponse // one per revision
-	moved     chan struct{}
-	ttl       time.Duration // of workload SVIDs
-	agentTTL  time.Duration
-	signed    map[string]int // by entry
-	opened    []uint64       // revisions that agents opened Sync with
-	acked     uint64
-	proofs    int                        // Attest streams that came to a proof
-	loseProof bool                       // commit the next proof and lose the answer
-	bend      func(*nodev1.SyncResponse) // applied to each delta
+	sync.Mutex // guards what follows, once the authority is started
+	address    string
+	server     *grpc.Server
+	Identity   tls.Certificate
+	Nodes      map[string]*Node // by agent ID
+	entries    map[string]*registrationv1.Entry
+	facts      map[string]*nodev1.Identity
+	log        []*nodev1.SyncResponse // one per revision
+	moved      chan struct{}
+	TTL        time.Duration // of workload SVIDs
+	AgentTTL   time.Duration
+	Signed     map[string]int // by entry
+	Opened     []uint64       // revisions that agents opened Sync with
+	acked      uint64
+	Proofs     int                        // Attest streams that came to a proof
+	LoseProof  bool                       // commit the next proof and lose the answer
+	Bend       func(*nodev1.SyncResponse) // applied to each delta
 }
 
-type nodeRow struct {
+// Node is what the authority knows of one node.
+type Node struct {
 	key, svidKey []byte
 	generation   uint64
-	locked       bool
+	Locked       bool
 }
 
-func newAuthority(t *testing.T, domain string) *authority {
+// New gives an authority of a trust domain that does not listen yet. It ends with the test.
+func New(t *testing.T, domain string) *Authority {
 	t.Helper()
-	a := &authority{t: t, domain: domain, nodes: map[string]*nodeRow{}, entries: map[string]*registrationv1.Entry{}, facts: map[string]*nodev1.Identity{}, moved: make(chan struct{}),
-		ttl: time.Hour, agentTTL: time.Hour, signed: map[string]int{}}
+	a := &Authority{t: t, domain: domain, Nodes: map[string]*Node{}, entries: map[string]*registrationv1.Entry{}, facts: map[string]*nodev1.Identity{}, moved: make(chan struct{}),
+		TTL: time.Hour, AgentTTL: time.Hour, Signed: map[string]int{}}
 	rootKey := newKey(t)
-	a.root = a.certify(nil, rootKey, &rootKey.PublicKey, ca(domain, "root"))
+	a.Root = a.certify(nil, rootKey, &rootKey.PublicKey, ca(domain, "root"))
 	a.key = newKey(t)
 	issuing := ca(domain, "issuing")
 	issuing.MaxPathLenZero = true
-	a.issuing = a.certify(a.root, rootKey, &a.key.PublicKey, issuing)
-	a.identity = a.serverSVID("/writ/server/one")
-	t.Cleanup(a.stop)
+	a.Issuing = a.certify(a.Root, rootKey, &a.key.PublicKey, issuing)
+	a.Identity = a.ServerSVID("/writ/server/one")
+	t.Cleanup(a.Stop)
 	return a
 }
 
@@ -98,15 +102,16 @@ func ca(domain, name string) *x509.Certificate {
 		NotAfter: time.Now().Add(24 * time.Hour)}
 }
 
-func (a *authority) now() time.Time { return time.Now().Add(time.Duration(a.ahead.Load())) }
+// Now is the time for server and agents.
+func (a *Authority) Now() time.Time { return time.Now().Add(time.Duration(a.Ahead.Load())) }
 
-func (a *authority) leaf(path string, ttl time.Duration) *x509.Certificate {
+func (a *Authority) leaf(path string, ttl time.Duration) *x509.Certificate {
 	return &x509.Certificate{BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, Subject: pkix.Name{CommonName: "leaf"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		URIs:        []*url.URL{{Scheme: "spiffe", Host: a.domain, Path: path}}, NotBefore: a.now().Add(-ttl / 10), NotAfter: a.now().Add(ttl)}
+		URIs:        []*url.URL{{Scheme: "spiffe", Host: a.domain, Path: path}}, NotBefore: a.Now().Add(-ttl / 10), NotAfter: a.Now().Add(ttl)}
 }
 
-func (a *authority) certify(parent *x509.Certificate, by *ecdsa.PrivateKey, pub any, c *x509.Certificate) *x509.Certificate {
+func (a *Authority) certify(parent *x509.Certificate, by *ecdsa.PrivateKey, pub any, c *x509.Certificate) *x509.Certificate {
 	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	c.SerialNumber = serial
 	if parent == nil {
@@ -123,19 +128,21 @@ func (a *authority) certify(parent *x509.Certificate, by *ecdsa.PrivateKey, pub 
 	return out
 }
 
-func (a *authority) serverSVID(path string) tls.Certificate {
+// ServerSVID gives a certificate with its key for a path of the trust domain, the chain up to the root with it.
+func (a *Authority) ServerSVID(path string) tls.Certificate {
 	key := newKey(a.t)
-	c := a.certify(a.issuing, a.key, &key.PublicKey, a.leaf(path, time.Hour))
-	return tls.Certificate{Certificate: [][]byte{c.Raw, a.issuing.Raw, a.root.Raw}, PrivateKey: key}
+	c := a.certify(a.Issuing, a.key, &key.PublicKey, a.leaf(path, time.Hour))
+	return tls.Certificate{Certificate: [][]byte{c.Raw, a.Issuing.Raw, a.Root.Raw}, PrivateKey: key}
 }
 
-func (a *authority) pin() [32]byte { return sha256.Sum256(a.root.RawSubjectPublicKeyInfo) }
+// Pin is the SHA-256 of the root's key.
+func (a *Authority) Pin() [32]byte { return sha256.Sum256(a.Root.RawSubjectPublicKeyInfo) }
 
-// start listens, on the address of the time before if there was one.
-func (a *authority) start() string {
+// Start listens, on the address of the time before if there was one.
+func (a *Authority) Start() string {
 	a.t.Helper()
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.Lock()
+	defer a.Unlock()
 	if a.address == "" {
 		a.address = "127.0.0.1:0"
 	}
@@ -146,9 +153,9 @@ func (a *authority) start() string {
 	a.address = listener.Addr().String()
 	config := &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, SessionTicketsDisabled: true,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			identity := a.identity
+			a.Lock()
+			defer a.Unlock()
+			identity := a.Identity
 			return &identity, nil
 		}}
 	a.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))
@@ -157,17 +164,18 @@ func (a *authority) start() string {
 	return a.address
 }
 
-func (a *authority) stop() {
-	a.mu.Lock()
+// Stop ends every connection. Start may be called again.
+func (a *Authority) Stop() {
+	a.Lock()
 	server := a.server
 	a.server = nil
-	a.mu.Unlock()
+	a.Unlock()
 	if server != nil {
 		server.Stop()
 	}
 }
 
-func (a *authority) caller(ctx context.Context) (string, tls.ConnectionState) {
+func (a *Authority) caller(ctx context.Context) (string, tls.ConnectionState) {
 	p, _ := peer.FromContext(ctx)
 	state := p.AuthInfo.(credentials.TLSInfo).State
 	if len(state.PeerCertificates) == 0 {
@@ -177,23 +185,24 @@ func (a *authority) caller(ctx context.Context) (string, tls.ConnectionState) {
 }
 
 // known is what every call but Attest asks first.
-func (a *authority) known(ctx context.Context) error {
+func (a *Authority) known(ctx context.Context) error {
 	id, state := a.caller(ctx)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	row := a.nodes[id]
+	a.Lock()
+	defer a.Unlock()
+	row := a.Nodes[id]
 	switch {
-	case id == "" || a.now().After(state.PeerCertificates[0].NotAfter):
+	case id == "" || a.Now().After(state.PeerCertificates[0].NotAfter):
 		return fault.Status(fault.New(fault.Unauthenticated, nil, "no valid agent SVID"))
 	case row == nil:
 		return fault.Status(fault.New(fault.Unauthenticated, nil, "no such node").With(fault.NodeUnknown, ""))
-	case row.locked:
+	case row.Locked:
 		return fault.Status(fault.New(fault.Denied, nil, "locked").With(fault.NodeLocked, ""))
 	}
 	return nil
 }
 
-func (a *authority) Attest(stream nodev1.Node_AttestServer) error {
+// Attest is the node API's.
+func (a *Authority) Attest(stream nodev1.Node_AttestServer) error {
 	_, state := a.caller(stream.Context())
 	first, err := stream.Recv()
 	if err != nil {
@@ -228,10 +237,10 @@ func (a *authority) Attest(stream nodev1.Node_AttestServer) error {
 	return stream.Send(&nodev1.AttestResponse{Step: &nodev1.AttestResponse_Admission{Admission: admission}})
 }
 
-func (a *authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding) (*nodev1.Admission, bool, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.proofs++
+func (a *Authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding) (*nodev1.Admission, bool, error) {
+	a.Lock()
+	defer a.Unlock()
+	a.Proofs++
 	svidKey, err := x509.ParsePKIXPublicKey(b.SVIDKey)
 	if err != nil {
 		return nil, false, err
@@ -249,19 +258,19 @@ func (a *authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding
 	if id == "" {
 		id = fmt.Sprintf("spiffe://%s/writ/agent/test/%x", a.domain, sha256.Sum256(b.NodeKey))
 	}
-	row := a.nodes[id]
+	row := a.Nodes[id]
 	if len(p.GetEvidence()) > 0 && row == nil {
-		row = &nodeRow{key: b.NodeKey}
-		a.nodes[id] = row
+		row = &Node{key: b.NodeKey}
+		a.Nodes[id] = row
 	}
 	if err := row.renew(hello, b); err != nil {
 		return nil, false, err
 	}
 	u := []byte(id)[len("spiffe://"+a.domain):]
-	c := a.certify(a.issuing, a.key, svidKey, a.leaf(string(u), a.agentTTL))
-	lost := a.loseProof
-	a.loseProof = false
-	admission := &nodev1.Admission{AgentId: id, Certificates: [][]byte{c.Raw, a.issuing.Raw}, Generation: row.generation, Reattestable: true}
+	c := a.certify(a.Issuing, a.key, svidKey, a.leaf(string(u), a.AgentTTL))
+	lost := a.LoseProof
+	a.LoseProof = false
+	admission := &nodev1.Admission{AgentId: id, Certificates: [][]byte{c.Raw, a.Issuing.Raw}, Generation: row.generation, Reattestable: true}
 	if len(p.GetEvidence()) > 0 {
 		admission.Sync = []*nodev1.SyncResponse{a.snapshot()}
 	}
@@ -269,11 +278,11 @@ func (a *authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding
 }
 
 // renew is the rule of generations: the next one, or the same one with the same key.
-func (r *nodeRow) renew(hello *nodev1.Hello, b attest.Binding) error {
+func (r *Node) renew(hello *nodev1.Hello, b attest.Binding) error {
 	switch {
 	case r == nil:
 		return fault.New(fault.Unauthenticated, nil, "no such node").With(fault.NodeUnknown, "")
-	case r.locked:
+	case r.Locked:
 		return fault.New(fault.Denied, nil, "locked").With(fault.NodeLocked, "")
 	case !bytes.Equal(r.key, b.NodeKey):
 		return fault.New(fault.Unauthenticated, nil, "another node key").With(fault.BadEvidence, "")
@@ -283,7 +292,7 @@ func (r *nodeRow) renew(hello *nodev1.Hello, b attest.Binding) error {
 		r.generation, r.svidKey = r.generation+1, b.SVIDKey
 		return nil
 	}
-	r.locked = true
+	r.Locked = true
 	return fault.New(fault.Denied, nil, "locked").With(fault.NodeLocked, "")
 }
 
@@ -296,13 +305,14 @@ func signedBy(pkix []byte, b attest.Binding, signature []byte) bool {
 	return ecdsa.VerifyASN1(key.(*ecdsa.PublicKey), digest[:], signature)
 }
 
-func (a *authority) bundle() *nodev1.Change {
-	return &nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: &nodev1.Bundle{TrustDomain: a.domain, X509Authorities: [][]byte{a.root.Raw},
-		IssuingCertificates: [][]byte{a.issuing.Raw}, Sequence: 1}}}
+// Bundle is the change that says the bundle of the authority's own trust domain.
+func (a *Authority) Bundle() *nodev1.Change {
+	return &nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: &nodev1.Bundle{TrustDomain: a.domain, X509Authorities: [][]byte{a.Root.Raw},
+		IssuingCertificates: [][]byte{a.Issuing.Raw}, Sequence: 1}}}
 }
 
-func (a *authority) snapshot() *nodev1.SyncResponse {
-	changes := []*nodev1.Change{a.bundle()}
+func (a *Authority) snapshot() *nodev1.SyncResponse {
+	changes := []*nodev1.Change{a.Bundle()}
 	for _, name := range slices.Sorted(maps.Keys(a.entries)) {
 		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: proto.Clone(a.entries[name]).(*registrationv1.Entry)}})
 	}
@@ -312,7 +322,7 @@ func (a *authority) snapshot() *nodev1.SyncResponse {
 	return &nodev1.SyncResponse{Version: 1, Snapshot: true, Revision: uint64(len(a.log)), Chain: []byte{1}, Changes: changes, Digest: a.digest()}
 }
 
-func (a *authority) digest() []byte {
+func (a *Authority) digest() []byte {
 	var entries []registration.Entry
 	for _, w := range a.entries {
 		e, err := registration.FromWire(w)
@@ -324,10 +334,10 @@ func (a *authority) digest() []byte {
 	return registration.Digest(entries)
 }
 
-// change commits one revision and wakes the streams.
-func (a *authority) change(changes ...*nodev1.Change) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// Change commits one revision and wakes the streams.
+func (a *Authority) Change(changes ...*nodev1.Change) {
+	a.Lock()
+	defer a.Unlock()
 	revision := uint64(len(a.log) + 1)
 	for _, c := range changes {
 		if e := c.GetEntry(); e != nil {
@@ -341,27 +351,30 @@ func (a *authority) change(changes ...*nodev1.Change) {
 		delete(a.facts, c.GetIdentityRemoved())
 	}
 	m := &nodev1.SyncResponse{Revision: revision, Chain: []byte{1}, Changes: changes, Digest: a.digest()}
-	if a.bend != nil {
-		a.bend(m)
+	if a.Bend != nil {
+		a.Bend(m)
 	}
 	a.log = append(a.log, m)
 	close(a.moved)
 	a.moved = make(chan struct{})
 }
 
-func (a *authority) apply(entries ...*registrationv1.Entry) {
+// Apply sets entries in one revision.
+func (a *Authority) Apply(entries ...*registrationv1.Entry) {
 	var changes []*nodev1.Change
 	for _, e := range entries {
 		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: e}})
 	}
-	a.change(changes...)
+	a.Change(changes...)
 }
 
-func (a *authority) remove(name string) {
-	a.change(&nodev1.Change{Kind: &nodev1.Change_EntryRemoved{EntryRemoved: name}})
+// Remove removes an entry.
+func (a *Authority) Remove(name string) {
+	a.Change(&nodev1.Change{Kind: &nodev1.Change_EntryRemoved{EntryRemoved: name}})
 }
 
-func (a *authority) Sync(stream nodev1.Node_SyncServer) error {
+// Sync is the node API's.
+func (a *Authority) Sync(stream nodev1.Node_SyncServer) error {
 	if err := a.known(stream.Context()); err != nil {
 		return err
 	}
@@ -370,22 +383,22 @@ func (a *authority) Sync(stream nodev1.Node_SyncServer) error {
 		return err
 	}
 	at := first.GetOpen().GetRevision()
-	a.mu.Lock()
-	a.opened = append(a.opened, at)
-	a.mu.Unlock()
+	a.Lock()
+	a.Opened = append(a.Opened, at)
+	a.Unlock()
 	go func() {
 		for {
 			m, err := stream.Recv()
 			if err != nil {
 				return
 			}
-			a.mu.Lock()
+			a.Lock()
 			a.acked = m.GetAck().GetRevision()
-			a.mu.Unlock()
+			a.Unlock()
 		}
 	}()
 	for fresh := at == 0; ; fresh = false {
-		a.mu.Lock()
+		a.Lock()
 		var send []*nodev1.SyncResponse
 		if fresh {
 			send = append(send, a.snapshot())
@@ -394,7 +407,7 @@ func (a *authority) Sync(stream nodev1.Node_SyncServer) error {
 		}
 		at = uint64(len(a.log))
 		moved := a.moved
-		a.mu.Unlock()
+		a.Unlock()
 		for _, m := range send {
 			if err := stream.Send(m); err != nil {
 				return err
@@ -408,12 +421,13 @@ func (a *authority) Sync(stream nodev1.Node_SyncServer) error {
 	}
 }
 
-func (a *authority) Sign(ctx context.Context, request *nodev1.SignRequest) (*nodev1.SignResponse, error) {
+// Sign is the node API's.
+func (a *Authority) Sign(ctx context.Context, request *nodev1.SignRequest) (*nodev1.SignResponse, error) {
 	if err := a.known(ctx); err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.Lock()
+	defer a.Unlock()
 	answer := &nodev1.SignResponse{}
 	for _, r := range request.GetRequests() {
 		entry := a.entries[r.GetEntry()]
@@ -422,22 +436,23 @@ func (a *authority) Sign(ctx context.Context, request *nodev1.SignRequest) (*nod
 			answer.Results = append(answer.Results, &nodev1.SigningResult{Status: 9, Code: string(fault.NotEntitled), Message: "no such entry"})
 			continue
 		}
-		a.signed[r.GetEntry()]++
-		ttl := a.ttl
+		a.Signed[r.GetEntry()]++
+		ttl := a.TTL
 		if entry.GetTtl() != nil {
 			ttl = entry.GetTtl().AsDuration()
 		}
 		u, _ := url.Parse(r.GetSpiffeId())
 		template := a.leaf(u.Path, ttl)
 		template.DNSNames = entry.GetDns()
-		c := a.certify(a.issuing, a.key, csr.PublicKey, template)
-		answer.Results = append(answer.Results, &nodev1.SigningResult{Certificates: [][]byte{c.Raw, a.issuing.Raw}})
+		c := a.certify(a.Issuing, a.key, csr.PublicKey, template)
+		answer.Results = append(answer.Results, &nodev1.SigningResult{Certificates: [][]byte{c.Raw, a.Issuing.Raw}})
 	}
 	return answer, nil
 }
 
-func (a *authority) count(of func() int) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// Count reads a number under the lock.
+func (a *Authority) Count(of func() int) int {
+	a.Lock()
+	defer a.Unlock()
 	return of()
 }
