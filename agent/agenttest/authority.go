@@ -52,6 +52,7 @@ type Authority struct {
 	Identity   tls.Certificate
 	Nodes      map[string]*Node // by agent ID
 	entries    map[string]*registrationv1.Entry
+	bundles    map[string]*nodev1.Bundle // by trust domain
 	facts      map[string]*nodev1.Identity
 	log        []*nodev1.SyncResponse // one per revision
 	moved      chan struct{}
@@ -63,6 +64,7 @@ type Authority struct {
 	Proofs     int                        // Attest streams that came to a proof
 	LoseProof  bool                       // commit the next proof and lose the answer
 	Bend       func(*nodev1.SyncResponse) // applied to each delta
+	Refuse     func(entry string) bool    // says whether to refuse to sign for an entry now
 }
 
 // Node is what the authority knows of one node.
@@ -84,6 +86,7 @@ func New(t *testing.T, domain string) *Authority {
 	issuing.MaxPathLenZero = true
 	a.Issuing = a.certify(a.Root, rootKey, &a.key.PublicKey, issuing)
 	a.Identity = a.ServerSVID("/writ/server/one")
+	a.bundles = map[string]*nodev1.Bundle{domain: a.Bundle().GetBundle()}
 	t.Cleanup(a.Stop)
 	return a
 }
@@ -312,7 +315,10 @@ func (a *Authority) Bundle() *nodev1.Change {
 }
 
 func (a *Authority) snapshot() *nodev1.SyncResponse {
-	changes := []*nodev1.Change{a.Bundle()}
+	var changes []*nodev1.Change
+	for _, name := range slices.Sorted(maps.Keys(a.bundles)) {
+		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: a.bundles[name]}})
+	}
 	for _, name := range slices.Sorted(maps.Keys(a.entries)) {
 		changes = append(changes, &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: proto.Clone(a.entries[name]).(*registrationv1.Entry)}})
 	}
@@ -345,6 +351,10 @@ func (a *Authority) Change(changes ...*nodev1.Change) {
 			a.entries[e.GetName()] = e
 		}
 		delete(a.entries, c.GetEntryRemoved())
+		if b := c.GetBundle(); b != nil {
+			a.bundles[b.GetTrustDomain()] = b
+		}
+		delete(a.bundles, c.GetBundleRemoved())
 		if f := c.GetIdentity(); f != nil {
 			a.facts[f.GetSpiffeId()] = f
 		}
@@ -371,6 +381,20 @@ func (a *Authority) Apply(entries ...*registrationv1.Entry) {
 // Remove removes an entry.
 func (a *Authority) Remove(name string) {
 	a.Change(&nodev1.Change{Kind: &nodev1.Change_EntryRemoved{EntryRemoved: name}})
+}
+
+// Trust makes the roots the bundle of a foreign trust domain, or of the authority's own.
+func (a *Authority) Trust(domain string, roots ...*x509.Certificate) {
+	b := &nodev1.Bundle{TrustDomain: domain, Sequence: 1}
+	for _, root := range roots {
+		b.X509Authorities = append(b.X509Authorities, root.Raw)
+	}
+	a.Change(&nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: b}})
+}
+
+// Distrust removes the bundle of a trust domain.
+func (a *Authority) Distrust(domain string) {
+	a.Change(&nodev1.Change{Kind: &nodev1.Change_BundleRemoved{BundleRemoved: domain}})
 }
 
 // Sync is the node API's.
@@ -432,7 +456,7 @@ func (a *Authority) Sign(ctx context.Context, request *nodev1.SignRequest) (*nod
 	for _, r := range request.GetRequests() {
 		entry := a.entries[r.GetEntry()]
 		csr, err := x509.ParseCertificateRequest(r.GetCsr())
-		if err != nil || entry == nil || entry.GetSpiffeId() != r.GetSpiffeId() {
+		if err != nil || entry == nil || a.Refuse != nil && a.Refuse(r.GetEntry()) || entry.GetSpiffeId() != r.GetSpiffeId() {
 			answer.Results = append(answer.Results, &nodev1.SigningResult{Status: 9, Code: string(fault.NotEntitled), Message: "no such entry"})
 			continue
 		}
