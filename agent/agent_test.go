@@ -240,6 +240,23 @@ func TestChangedEntryIsSignedAgainWhereItMust(t *testing.T) {
 	next(t, s, "the withdrawal", holds())
 }
 
+// SPIFFE-ID section 3: the first bundle of a view is taken for our own.
+func TestForeignBundleNeverStandsForOurs(t *testing.T) {
+	server := started(t)
+	server.Trust("foreign.org", agenttest.New(t, "foreign.org").Root)
+	e := entry("web", "alice")
+	e.FederatesWith = []string{"foreign.org"}
+	server.Apply(e)
+	a, _ := agenttest.Run(t, config(t, server))
+	s := subscribe(t, a, newProcess(1))
+	v := next(t, s, "both bundles", func(v agent.View) bool { return holds("web")(v) && len(v.Bundles) == 2 })
+	if v.Bundles[0].TrustDomain.Name() != "example.org" {
+		t.Errorf("the first is %s's", v.Bundles[0].TrustDomain)
+	}
+	server.Distrust("example.org")
+	next(t, s, "no bundle at all", func(v agent.View) bool { return holds("web")(v) && len(v.Bundles) == 0 })
+}
+
 func TestExpiredEntryIsWithdrawn(t *testing.T) {
 	server := started(t)
 	e := entry("web", "alice")

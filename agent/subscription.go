@@ -202,9 +202,11 @@ func (c *cache) holding(s *share, now time.Time) *holding {
 			federated[domain] = true
 		}
 	}
-	if own := c.bundles[c.domain]; own != nil {
-		h.bundles = append(h.bundles, own)
+	own := c.bundles[c.domain]
+	if own == nil { // another's bundle must never stand where readers look for ours
+		return h
 	}
+	h.bundles = append(h.bundles, own)
 	delete(federated, c.domain)
 	domains := make([]spiffeid.TrustDomain, 0, len(federated))
 	for domain := range federated {
