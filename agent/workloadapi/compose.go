@@ -4,15 +4,19 @@ import (
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/agent"
 	"github.com/writ-dev/writ/internal/fault"
 )
 
-// What clients take at most in one message (clients.md rule 15).
+// What clients take at most in one message (clients.md rule 15): the bounds of rust-spiffe, and what gRPC clients receive unless told
+// otherwise.
 const (
 	mostSVIDs   = 100
 	mostBundles = 200
+	mostBytes   = 4 << 20
+	framing     = 16 // bytes of tags and lengths around one element, at most
 )
 
 // errNoIdentity denies. The words are looked for by rust-spiffe (clients.md rule 3).
@@ -21,58 +25,73 @@ func errNoIdentity() error {
 		"apply an entry that matches the process; the agent's log names its selectors")
 }
 
-// composeSVIDs gives every X.509-SVID of the view in its order, the bundle of our own trust domain beside each.
-func composeSVIDs(v agent.View) (*workload.X509SVIDResponse, error) {
+// composeSVIDs gives the X.509-SVIDs of the view in its order, the bundle of our own trust domain beside each, and how much is left
+// out because clients would not take it.
+func composeSVIDs(v agent.View) (response *workload.X509SVIDResponse, left int, err error) {
 	if len(v.Identities) == 0 {
-		return nil, errNoIdentity()
+		return nil, 0, errNoIdentity()
 	}
-	own, federated, err := bundles(v)
+	own, err := ownBundle(v)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	response := &workload.X509SVIDResponse{FederatedBundles: federated}
+	response = &workload.X509SVIDResponse{}
+	room := mostBytes
 	for _, identity := range v.Identities[:min(len(v.Identities), mostSVIDs)] {
-		response.Svids = append(response.Svids, &workload.X509SVID{
+		one := &workload.X509SVID{
 			SpiffeId:    identity.ID.String(),
 			X509Svid:    slices.Concat(identity.Chain...),
 			X509SvidKey: identity.Key,
 			Bundle:      own,
 			Hint:        identity.Hint,
-		})
+		}
+		if room -= proto.Size(one) + framing; room < 0 {
+			break
+		}
+		response.Svids = append(response.Svids, one)
 	}
-	return response, nil
+	response.FederatedBundles, left = foreignBundles(v, room)
+	return response, left + len(v.Identities) - len(response.Svids), nil
 }
 
 // composeBundles gives the bundles of our own trust domain and of those that the caller's entries federate with.
-func composeBundles(v agent.View) (*workload.X509BundlesResponse, error) {
+func composeBundles(v agent.View) (response *workload.X509BundlesResponse, left int, err error) {
 	if len(v.Identities) == 0 {
-		return nil, errNoIdentity()
+		return nil, 0, errNoIdentity()
 	}
-	own, all, err := bundles(v)
+	own, err := ownBundle(v)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if all == nil {
-		all = map[string][]byte{}
-	}
-	all[v.Bundles[0].TrustDomain.IDString()] = own
-	return &workload.X509BundlesResponse{Bundles: all}, nil
+	id := v.Bundles[0].TrustDomain.IDString()
+	bundles, left := foreignBundles(v, mostBytes-len(id)-len(own)-framing)
+	bundles[id] = own
+	return &workload.X509BundlesResponse{Bundles: bundles}, left, nil
 }
 
-// bundles gives the own bundle, never empty, and the foreign ones that hold anything, by trust domain ID. A domain without a root
-// is left out: one bad element spoils the whole message for some clients (clients.md rule 5).
-func bundles(v agent.View) (own []byte, federated map[string][]byte, err error) {
+// ownBundle is never empty: clients refuse an SVID without one (clients.md rule 6).
+func ownBundle(v agent.View) ([]byte, error) {
 	if len(v.Bundles) == 0 || len(v.Bundles[0].Roots) == 0 {
-		return nil, nil, fault.New(fault.Unavailable, nil, "the agent has no bundle yet").With(fault.AgentStarting, "")
+		return nil, fault.New(fault.Unavailable, nil, "the agent has no bundle yet").With(fault.AgentStarting, "")
 	}
-	for _, b := range v.Bundles[1:min(len(v.Bundles), mostBundles)] {
-		if len(b.Roots) == 0 {
-			continue
+	return slices.Concat(v.Bundles[0].Roots...), nil
+}
+
+// foreignBundles gives the bundles of the other trust domains by their IDs, as far as there is room. A domain without a root is left
+// out: one bad element spoils the whole message for some clients (clients.md rule 5).
+func foreignBundles(v agent.View, room int) (bundles map[string][]byte, left int) {
+	bundles = map[string][]byte{}
+	for _, b := range v.Bundles[1:] {
+		id, roots := b.TrustDomain.IDString(), slices.Concat(b.Roots...)
+		size := len(id) + len(roots) + framing
+		switch {
+		case len(roots) == 0:
+		case size > room, len(bundles) == mostBundles-1: // our own is the one more
+			left++
+		default:
+			room -= size
+			bundles[id] = roots
 		}
-		if federated == nil {
-			federated = map[string][]byte{}
-		}
-		federated[b.TrustDomain.IDString()] = slices.Concat(b.Roots...)
 	}
-	return slices.Concat(v.Bundles[0].Roots...), federated, nil
+	return bundles, left
 }

@@ -1,6 +1,6 @@
 // Package workloadapi serves the SPIFFE Workload API (SPIFFE_Workload_API.md) on the agent's Unix socket: each stream follows one
-// pinned process and says what it may hold, now and whenever that changes. Start with Handler; compose.go turns a view into
-// messages.
+// pinned process and says what it may hold, now and whenever that changes. Start with Handler; register.go is the door, compose.go
+// turns a view into messages.
 //
 // The profiles for JWT-SVIDs and WIT-SVIDs are not served: their methods answer Unimplemented.
 package workloadapi
@@ -8,14 +8,12 @@ package workloadapi
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -36,10 +34,8 @@ type Config struct {
 	Log    *slog.Logger // nil: nothing is logged
 }
 
-// Handler implements workload.SpiffeWorkloadAPIServer. Register it on a gRPC server that pins its callers (agent/peer). All methods
-// are safe to call concurrently.
+// Handler follows callers. Register puts it on a gRPC server. All methods are safe to call concurrently.
 type Handler struct {
-	workload.UnimplementedSpiffeWorkloadAPIServer
 	config  Config
 	stopped chan struct{}
 	once    sync.Once
@@ -56,59 +52,6 @@ func New(c Config) *Handler {
 // Stop ends every stream with Unavailable: with any other code, or none, clients stop watching for good (clients.md rule 1).
 func (h *Handler) Stop() { h.once.Do(func() { close(h.stopped) }) }
 
-// FetchX509SVID implements section 5.2.1: the caller's X.509-SVIDs, and again whenever they change.
-func (h *Handler) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	return follow(h, stream, composeSVIDs)
-}
-
-// FetchX509Bundles implements section 5.2.2: the bundles that the caller may trust, and again whenever they change.
-func (h *Handler) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return follow(h, stream, composeBundles)
-}
-
-// FetchJWTSVID is not served.
-func (h *Handler) FetchJWTSVID(ctx context.Context, _ *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return nil, unserved(ctx)
-}
-
-// FetchJWTBundles is not served.
-func (h *Handler) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return unserved(stream.Context())
-}
-
-// ValidateJWTSVID is not served.
-func (h *Handler) ValidateJWTSVID(ctx context.Context, _ *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	return nil, unserved(ctx)
-}
-
-// FetchWITSVID is not served.
-func (h *Handler) FetchWITSVID(_ *workload.WITSVIDRequest, stream grpc.ServerStreamingServer[workload.WITSVIDResponse]) error {
-	return unserved(stream.Context())
-}
-
-// FetchWITBundles is not served.
-func (h *Handler) FetchWITBundles(_ *workload.WITBundlesRequest, stream grpc.ServerStreamingServer[workload.WITBundlesResponse]) error {
-	return unserved(stream.Context())
-}
-
-// unserved answers for a profile that is off. The header is checked first all the same (SPIFFE_Workload_Endpoint.md section 6).
-func unserved(ctx context.Context) error {
-	if err := checkHeader(ctx); err != nil {
-		return err
-	}
-	return status.Error(codes.Unimplemented, "this profile is not served")
-}
-
-// checkHeader wants `workload.spiffe.io: true`, once: a browser or a proxy that was talked into connecting does not send it
-// (SPIFFE_Workload_Endpoint.md section 3).
-func checkHeader(ctx context.Context) error {
-	md, _ := metadata.FromIncomingContext(ctx)
-	if values := md.Get("workload.spiffe.io"); len(values) != 1 || values[0] != "true" {
-		return status.Error(codes.InvalidArgument, "the metadata workload.spiffe.io: true is missing")
-	}
-	return nil
-}
-
 // wholeWithin is how long a first answer waits for SVIDs that are still being signed: an answer in parts would show a default SVID
 // that changes with the next part (clients.md rule 13).
 const wholeWithin = time.Second
@@ -118,11 +61,8 @@ const wholeWithin = time.Second
 func follow[M proto.Message](h *Handler, stream interface {
 	Context() context.Context
 	SendMsg(any) error
-}, compose func(agent.View) (M, error)) error {
+}, compose func(agent.View) (M, int, error)) error {
 	ctx := stream.Context()
-	if err := checkHeader(ctx); err != nil {
-		return err
-	}
 	caller, err := peer.From(ctx)
 	if err != nil {
 		return h.answer(ctx, err)
@@ -134,6 +74,7 @@ func follow[M proto.Message](h *Handler, stream interface {
 	defer subscription.Close()
 	grace := time.NewTimer(wholeWithin)
 	defer grace.Stop()
+	answered := sync.OnceFunc(func() { peer.Answered(ctx) })
 	var sent []byte
 	for whole := false; ; {
 		view := subscription.View()
@@ -142,14 +83,18 @@ func follow[M proto.Message](h *Handler, stream interface {
 		}
 		whole = whole || !view.Pending
 		if whole && (len(view.Identities) > 0 || !view.Pending) { // else SVIDs are being signed: no reason to deny
-			message, err := compose(view)
+			message, left, err := compose(view)
 			if err != nil {
 				return h.answer(ctx, err)
+			}
+			if left > 0 {
+				h.config.Log.WarnContext(ctx, "a workload may hold more than its clients take", "spiffe_id", view.Identities[0].ID.String(),
+					"err", fmt.Errorf("%d SVIDs or bundles are left out", left))
 			}
 			if sent, err = sendChanged(stream.SendMsg, message, sent); err != nil {
 				return err
 			}
-			peer.Answered(ctx)
+			answered()
 		}
 		select {
 		case <-subscription.Changed():
@@ -187,7 +132,7 @@ func (h *Handler) answer(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil: // the caller went away; nobody reads this
 		return status.FromContextError(ctx.Err()).Err()
-	case kind == fault.Denied || kind == fault.Unavailable || kind == fault.Throttled:
+	case kind == fault.Denied || kind == fault.Unavailable:
 		return fault.Status(err)
 	}
 	h.config.Log.ErrorContext(ctx, "workload not served", "err", err)

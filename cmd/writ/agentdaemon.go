@@ -18,8 +18,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
-	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 
 	"github.com/writ-dev/writ/agent"
@@ -131,7 +129,7 @@ func (d *agentDaemon) newSurface() {
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}))
-	workload.RegisterSpiffeWorkloadAPIServer(d.surface, d.workloads)
+	d.workloads.Register(d.surface)
 	secretv3.RegisterSecretDiscoveryServiceServer(d.surface, d.secrets)
 	reflection.Register(d.surface)
 }
