@@ -44,6 +44,7 @@ func (soon) Reset()                     {}
 
 // WEP-02, WEP-09, WEP-14, INT-01: go-spiffe's source, which nearly every Go workload uses, through a life of a workload.
 func TestGoSpiffeLivesThrough(t *testing.T) {
+	t.Parallel() // it waits
 	n := started(t)
 	said := &denials{t: t}
 	ctx, cancel := context.WithTimeout(t.Context(), within)

@@ -21,6 +21,7 @@ import (
 
 // WEP-18, rule 2: a client that is denied may throw its identity away, so nobody is denied before entries are known.
 func TestUnavailableUntilEntriesAreKnown(t *testing.T) {
+	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.server.Stop()
@@ -183,6 +184,7 @@ func TestUnchangedContentIsNotResent(t *testing.T) {
 
 // WAPI-07, WAPI-08: half-way through its life an SVID is pushed anew with another key, in a message that holds all the rest.
 func TestRotationPushesTheFullState(t *testing.T) {
+	t.Parallel() // it waits
 	n := newNode(t)
 	short := entry("short")
 	short.Ttl = durationpb.New(5 * time.Second)
