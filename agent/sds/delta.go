@@ -1,8 +1,7 @@
 package sds
 
 import (
-	"errors"
-	"log/slog"
+	"maps"
 	"slices"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -11,77 +10,62 @@ import (
 	"github.com/writ-dev/writ/agent"
 )
 
-// errClosed says that the client ended the stream in good order.
-var errClosed = errors.New("the client ended the stream")
-
 // DeltaSecrets is the incremental protocol: a response holds what changed, and names what was withdrawn.
 func (h *Handler) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaSecretsServer) error {
-	s := &follower{log: h.config.Log, names: map[string]bool{}, held: map[string]string{}}
-	return converse(h, stream, func(r *discoveryv3.DeltaDiscoveryRequest) error {
-		if err := checkType(r.TypeUrl); err != nil {
-			return err
-		}
-		return s.request(r, stream.Send)
-	}, func(v agent.View) error { return s.update(v, stream.Send) })
+	return converse(h, stream, &follower{handler: h, send: stream.Send, names: map[string]bool{}, held: map[string]string{}})
 }
 
 // follower is what one Envoy subscribed to on a delta stream, and what it holds. One goroutine owns it.
 type follower struct {
-	log     *slog.Logger
+	handler *Handler
+	send    func(*discoveryv3.DeltaDiscoveryResponse) error
 	asked   bool
-	all     bool // the wildcard: every secret by its own name
-	names   map[string]bool
+	names   map[string]bool // may hold the wildcard
 	flavour flavour
-	view    agent.View
 	held    map[string]string // version by name, as the Envoy said at first and as was sent since
 }
 
-func (s *follower) request(r *discoveryv3.DeltaDiscoveryRequest, send func(*discoveryv3.DeltaDiscoveryResponse) error) error {
-	if !s.asked {
-		s.flavour = flavourOf(r.Node)
-		for name, version := range r.InitialResourceVersions {
-			s.held[name] = version
-		}
-		s.all = len(r.ResourceNamesSubscribe) == 0
+// take takes a request. An acknowledgement or a refusal says nothing new: what was sent counts as held either way, so that what an
+// Envoy refuses is sent again only when it changes.
+func (s *follower) take(r *discoveryv3.DeltaDiscoveryRequest) error {
+	if err := checkType(r.TypeUrl); err != nil {
+		return err
 	}
-	logRefusal(s.log, r.ErrorDetail, r.Node)
-	for _, name := range r.ResourceNamesSubscribe {
-		switch {
-		case name == "*":
-			s.all = true
-		case s.asked: // asked for again: wanted again
-			delete(s.held, name)
-			fallthrough
-		default:
-			s.names[name] = true
+	s.handler.refused(r.Node, r.ErrorDetail)
+	subscribe, err := namesOf(r.ResourceNamesSubscribe)
+	if err != nil {
+		return err
+	}
+	if !s.asked {
+		s.asked, s.flavour = true, flavourOf(r.Node)
+		if len(subscribe) == 0 {
+			subscribe = []string{wildcard}
 		}
+		maps.Copy(s.held, r.InitialResourceVersions)
+	} else {
+		for _, name := range subscribe { // asked for again: wanted again
+			delete(s.held, name)
+		}
+	}
+	for _, name := range subscribe {
+		s.names[name] = true
 	}
 	for _, name := range r.ResourceNamesUnsubscribe {
-		if name == "*" {
-			s.all = false
-			continue
-		}
 		delete(s.names, name)
 		delete(s.held, name)
+		if name == wildcard {
+			maps.DeleteFunc(s.held, func(name, _ string) bool { return !s.names[name] })
+		}
 	}
-	s.asked = true
-	return s.respond(send)
+	if len(s.names) > mostNames {
+		return errTooMany()
+	}
+	return nil
 }
 
-func (s *follower) update(v agent.View, send func(*discoveryv3.DeltaDiscoveryResponse) error) error {
-	s.view = v
-	if !s.asked {
-		return nil
-	}
-	return s.respond(send)
-}
-
-// respond sends what the Envoy does not hold yet, and what it holds and may not any more.
-func (s *follower) respond(send func(*discoveryv3.DeltaDiscoveryResponse) error) error {
-	if !s.view.Known { // nothing is known to be withdrawn
-		return nil
-	}
-	found := s.wanted()
+// show sends what the Envoy does not hold yet, and names what it holds and may not any more.
+func (s *follower) show(v agent.View) (sent bool, err error) {
+	found := secretsOf(v, s.flavour).named(slices.Collect(maps.Keys(s.names)))
 	response := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: secretType}
 	for _, name := range found.names() {
 		version := versionOf(found[name])
@@ -92,29 +76,15 @@ func (s *follower) respond(send func(*discoveryv3.DeltaDiscoveryResponse) error)
 		response.Resources = append(response.Resources, &discoveryv3.Resource{Name: name, Version: version, Resource: found[name]})
 	}
 	for name := range s.held {
-		if found[name] == nil && !s.view.Pending {
+		if found[name] == nil && !v.Pending { // else it may be what is being signed
 			delete(s.held, name)
 			response.RemovedResources = append(response.RemovedResources, name)
 		}
 	}
 	if len(response.Resources)+len(response.RemovedResources) == 0 {
-		return nil
+		return false, nil
 	}
 	slices.Sort(response.RemovedResources)
 	response.Nonce, response.SystemVersionInfo = newNonce(), found.version()
-	return send(response)
-}
-
-func (s *follower) wanted() secrets {
-	b := secretsOf(s.view, s.flavour)
-	found := secrets{}
-	if s.all {
-		found = b.named(nil)
-	}
-	for name := range s.names {
-		for key, resource := range b.named([]string{name}) {
-			found[key] = resource
-		}
-	}
-	return found
+	return true, s.send(response)
 }

@@ -1,5 +1,5 @@
 // Package sds serves Envoy's Secret Discovery Service v3 on the agent's Unix socket, state of the world and delta. Start with Handler;
-// stream.go and delta.go are the two protocols, secrets.go makes secrets of a view.
+// converse.go runs a stream, stream.go and delta.go are its two protocols, secrets.go makes secrets of a view.
 //
 // A name that is not there yet is no error: the stream stays open and the secret is pushed when it exists, so that an Envoy which
 // started first comes up by itself.
@@ -7,17 +7,20 @@ package sds
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"golang.org/x/time/rate"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/writ-dev/writ/agent"
 	"github.com/writ-dev/writ/agent/peer"
@@ -46,6 +49,7 @@ type Handler struct {
 	config  Config
 	stopped chan struct{}
 	once    sync.Once
+	seldom  rate.Sometimes
 }
 
 // New gives a Handler.
@@ -53,16 +57,27 @@ func New(c Config) *Handler {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Handler{config: c, stopped: make(chan struct{})}
+	return &Handler{config: c, stopped: make(chan struct{}), seldom: rate.Sometimes{First: 10, Interval: time.Second}}
 }
 
 // Stop ends every stream with Unavailable, so that each Envoy comes back.
 func (h *Handler) Stop() { h.once.Do(func() { close(h.stopped) }) }
 
+// wholeWithin is how long a first answer waits for SVIDs that are still being signed: an answer in parts would show a default SVID
+// that changes with the next part.
+const wholeWithin = time.Second
+
 // FetchSecrets answers once. A name that is not there is InvalidArgument: nothing could be pushed later.
 func (h *Handler) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryRequest) (*discoveryv3.DiscoveryResponse, error) {
 	if err := checkType(r.TypeUrl); err != nil {
 		return nil, err
+	}
+	names, err := namesOf(r.ResourceNames)
+	if err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		names = []string{wildcard}
 	}
 	caller, err := peer.From(ctx)
 	if err != nil {
@@ -73,68 +88,57 @@ func (h *Handler) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryRequ
 		return nil, h.answer(ctx, err)
 	}
 	defer subscription.Close()
-	for {
-		view := subscription.View()
+	view, err := h.settled(ctx, subscription)
+	if err != nil {
+		return nil, err
+	}
+	found := secretsOf(view, flavourOf(r.Node)).named(names)
+	missing := found.missing(names)
+	switch {
+	case len(missing) == 0:
+		peer.Answered(ctx)
+		return &discoveryv3.DiscoveryResponse{TypeUrl: secretType, VersionInfo: found.version(), Resources: found.resources()}, nil
+	case view.Pending:
+		return nil, status.Error(codes.Unavailable, "an SVID is still being signed; try again")
+	}
+	return nil, status.Errorf(codes.InvalidArgument, "the caller has no secret named %s", strings.Join(missing, ", "))
+}
+
+// settled waits a little while for a view without SVIDs that are being signed.
+func (h *Handler) settled(ctx context.Context, s *agent.Subscription) (agent.View, error) {
+	grace := time.NewTimer(wholeWithin)
+	defer grace.Stop()
+	for late := false; ; {
+		view := s.View()
 		if !view.Known {
-			return nil, h.answer(ctx, subscription.Err())
+			return view, h.answer(ctx, s.Err())
 		}
-		found := secretsOf(view, flavourOf(r.Node)).named(r.ResourceNames)
-		missing := found.missing(r.ResourceNames)
-		switch {
-		case len(missing) == 0:
-			peer.Answered(ctx)
-			return &discoveryv3.DiscoveryResponse{TypeUrl: secretType, VersionInfo: found.version(), Resources: found.resources()}, nil
-		case !view.Pending:
-			return nil, status.Errorf(codes.InvalidArgument, "the caller has no secret named %s", strings.Join(missing, ", "))
+		if late || !view.Pending {
+			return view, nil
 		}
-		select { // an SVID is being signed
-		case <-subscription.Changed():
-		case <-subscription.Done():
-			return nil, h.answer(ctx, subscription.Err())
+		select {
+		case <-s.Changed():
+		case <-grace.C:
+			late = true
+		case <-s.Done():
+			return view, h.answer(ctx, s.Err())
 		case <-h.stopped:
-			return nil, stopping()
+			return view, stopping()
 		}
 	}
 }
 
-// watch hands over the caller's views as they change, an empty one while the agent does not know its entries. It returns when the
-// stream, the process or the agent ends, with the answer for the stream.
-func (h *Handler) watch(ctx context.Context, caller attest.Peer, views chan<- agent.View) error {
+// subscribe waits while the agent does not know its entries; whatever else is wrong ends the stream.
+func (h *Handler) subscribe(ctx context.Context, caller attest.Peer) (*agent.Subscription, error) {
 	for {
 		subscription, err := h.config.Source.Subscribe(ctx, caller)
-		switch {
-		case err == nil:
-			err = h.hand(ctx, subscription, views)
-			subscription.Close()
-			return err
-		case !fault.Is(err, fault.Unavailable):
-			return h.answer(ctx, err)
+		if err == nil || !fault.Is(err, fault.Unavailable) {
+			return subscription, err
 		}
 		select {
 		case <-time.After(100 * time.Millisecond): // the agent is starting
 		case <-ctx.Done():
-			return h.answer(ctx, ctx.Err())
-		case <-h.stopped:
-			return stopping()
-		}
-	}
-}
-
-func (h *Handler) hand(ctx context.Context, s *agent.Subscription, views chan<- agent.View) error {
-	for {
-		if view := s.View(); view.Known {
-			select {
-			case views <- view:
-			case <-ctx.Done():
-				return h.answer(ctx, ctx.Err())
-			}
-		}
-		select {
-		case <-s.Changed():
-		case <-s.Done():
-			return h.answer(ctx, s.Err())
-		case <-h.stopped:
-			return stopping()
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -146,6 +150,33 @@ func checkType(url string) error {
 		return status.Errorf(codes.InvalidArgument, "type_url %q is not %s", url, secretType)
 	}
 	return nil
+}
+
+// mostNames bounds what is remembered for one stream.
+const mostNames = 1000
+
+// namesOf gives the names of a request, sorted, each once. An empty name is none.
+func namesOf(names []string) ([]string, error) {
+	out := slices.DeleteFunc(slices.Sorted(slices.Values(names)), func(n string) bool { return n == "" })
+	out = slices.Compact(out)
+	if len(out) > mostNames {
+		return nil, errTooMany()
+	}
+	return out, nil
+}
+
+func errTooMany() error {
+	return status.Errorf(codes.InvalidArgument, "more than %d names on one stream", mostNames)
+}
+
+// refused says that an Envoy would not take what it was sent. It is sent again only when it changes. What any local process can
+// cause fills no log.
+func (h *Handler) refused(node *corev3.Node, detail *rpcstatus.Status) {
+	if detail == nil {
+		return
+	}
+	err := fmt.Errorf("node %.100q: %.300q", node.GetId(), detail.GetMessage())
+	h.seldom.Do(func() { h.config.Log.Warn("envoy refused a secret", "err", err) })
 }
 
 // answer turns an error into a stream's end: whatever may pass is Unavailable.
@@ -160,37 +191,4 @@ func (h *Handler) answer(ctx context.Context, err error) error {
 	}
 	h.config.Log.ErrorContext(ctx, "secrets not served", "err", err)
 	return status.Error(codes.Unavailable, "the caller could not be attested; try again")
-}
-
-// secrets are the resources that one caller may have now, by name.
-type secrets map[string]*anypb.Any
-
-// resources gives them by name, sorted.
-func (s secrets) resources() []*anypb.Any {
-	out := make([]*anypb.Any, 0, len(s))
-	for _, name := range s.names() {
-		out = append(out, s[name])
-	}
-	return out
-}
-
-func (s secrets) names() []string {
-	names := make([]string, 0, len(s))
-	for name := range s {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-// missing gives the names that are not there, sorted.
-func (s secrets) missing(names []string) []string {
-	var out []string
-	for _, name := range names {
-		if s[name] == nil && name != "" {
-			out = append(out, name)
-		}
-	}
-	slices.Sort(out)
-	return out
 }

@@ -21,6 +21,7 @@ const (
 	defaultName = "default" // the first identity
 	rootsName   = "ROOTCA"  // our own trust domain's bundle
 	allName     = "ALL"     // every bundle that the caller may trust, each for its own trust domain
+	wildcard    = "*"       // every identity by its SPIFFE ID and every bundle by its trust domain's
 )
 
 // flavour says how an Envoy validates.
@@ -53,10 +54,10 @@ type build struct {
 
 func secretsOf(v agent.View, f flavour) build { return build{v, f} }
 
-// named gives the secrets of these names that there are; without a name, all of them by ID and trust domain ID.
+// named gives the secrets of these names that there are.
 func (b build) named(names []string) secrets {
-	if len(slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" })) == 0 {
-		names = b.everything()
+	if slices.Contains(names, wildcard) {
+		names = slices.Concat(names, b.everything())
 	}
 	out := secrets{}
 	for _, name := range names {
@@ -147,6 +148,38 @@ func certificatesPEM(chain [][]byte) []byte {
 		pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: der})
 	}
 	return out.Bytes()
+}
+
+// secrets are the resources that one caller may have now, by name.
+type secrets map[string]*anypb.Any
+
+// resources gives them by name, sorted.
+func (s secrets) resources() []*anypb.Any {
+	out := make([]*anypb.Any, 0, len(s))
+	for _, name := range s.names() {
+		out = append(out, s[name])
+	}
+	return out
+}
+
+func (s secrets) names() []string {
+	names := make([]string, 0, len(s))
+	for name := range s {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// missing gives those of the names that are not there.
+func (s secrets) missing(names []string) []string {
+	var out []string
+	for _, name := range names {
+		if s[name] == nil && name != wildcard {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // version names content: the same secrets have the same version over streams, reconnects and restarts.
