@@ -179,7 +179,7 @@ func (s source) svid(t *testing.T) *x509svid.SVID {
 		t.Fatal(err)
 	}
 	if _, _, err := x509svid.Verify(got.Certificates, s); err != nil {
-		t.Errorf("the SVID of serial %x: %v", got.Certificates[0].SerialNumber, err)
+		t.Fatalf("the SVID of serial %x: %v", got.Certificates[0].SerialNumber, err)
 	}
 	return got
 }

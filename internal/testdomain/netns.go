@@ -63,10 +63,7 @@ func (h Host) Mend(t testing.TB) {
 
 // Dial connects from the host, as a program there would.
 func (h Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	done := make(chan struct{})
-	go func() { // its thread is in the host's namespace, and ends with it
-		defer close(done)
-		runtime.LockOSThread()
+	onThread(func() { // which is in the host's namespace from then on
 		var space *os.File
 		if space, err = os.Open("/run/netns/" + h.Name); err != nil {
 			return
@@ -76,9 +73,24 @@ func (h Host) Dial(ctx context.Context, network, address string) (conn net.Conn,
 			return
 		}
 		conn, err = dialHere(ctx, network, address)
+	})
+	return conn, err
+}
+
+// onThread runs do on a thread that ends with it. It is never the first one: that one's namespaces are the process's to others.
+func onThread(do func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			defer runtime.UnlockOSThread()
+			onThread(do) // elsewhere, as this one is taken
+			return
+		}
+		do()
 	}()
 	<-done
-	return conn, err
 }
 
 // dialHere makes the socket on the calling thread, which net.Dialer promises only for a single numeric address.
