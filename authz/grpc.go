@@ -29,6 +29,7 @@ func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 	options = append([]grpc.ServerOption{
 		grpc.ForceServerCodecV2(wireCodec{encoding.GetCodecV2(proto.Name)}),
 		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxHeaderListSize(16 << 10), // of the call itself; those of the request that it is about stand in the message
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.NumStreamWorkers(workers),
 		grpc.ConnectionTimeout(10 * time.Second),
