@@ -41,7 +41,7 @@ race: ## the packages that share state, under the race detector
 	CGO_ENABLED=1 go test -race -short $(RACE)
 
 end-to-end: build ## whole trust domains with real Envoys, two hosts, other people's clients
-	go test -count=1 -timeout 20m ./internal/testdomain/...
+	go test -count=1 -parallel 6 -timeout 20m ./internal/testdomain/...
 
 bench: build ## the tables of docs/performance.md
 	go run ./bench
