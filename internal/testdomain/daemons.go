@@ -97,8 +97,12 @@ func (d *Daemon) Health(t testing.TB) (h Health, err error) {
 
 // Get asks the daemon's HTTP address from its own host.
 func (d *Daemon) Get(path string) ([]byte, error) {
+	metrics := d.metrics
+	if set := d.Settings["metrics"]; set != "" {
+		metrics = set
+	}
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: d.Host.Dial, DisableKeepAlives: true}}
-	answer, err := client.Get("http://" + d.metrics + path)
+	answer, err := client.Get("http://" + metrics + path)
 	if err != nil {
 		return nil, err
 	}

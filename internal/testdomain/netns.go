@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a network namespace with an address of its own: another machine, as far as the network goes.
+// Host is a network namespace with an address of its own: another machine, as far as the network goes. The zero Host is this one.
 type Host struct {
 	Name    string
 	Address string
@@ -49,6 +49,9 @@ func Hosts(t testing.TB, n int) []Host {
 
 // Command is a command that runs on the host.
 func (h Host) Command(name string, args ...string) *exec.Cmd {
+	if h.Name == "" {
+		return exec.Command(name, args...)
+	}
 	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + h.Name, name}, args...)...)
 }
 
@@ -63,6 +66,9 @@ func (h Host) Mend(t testing.TB) {
 
 // Dial connects from the host, as a program there would.
 func (h Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	if h.Name == "" {
+		return dialHere(ctx, network, address)
+	}
 	onThread(func() { // which is in the host's namespace from then on
 		var space *os.File
 		if space, err = os.Open("/run/netns/" + h.Name); err != nil {
