@@ -27,7 +27,7 @@ const (
 	deniedStatus, deniedHeaders, deniedBody                      = 1, 2, 3
 	okHeaders, okRemove, okResponseHeaders                       = 2, 5, 6
 	okSetQuery, okRemoveQuery                                    = 7, 8
-	optionHeader, optionAction                                   = 1, 3
+	optionHeader, optionAppend, optionAction                     = 1, 2, 3
 	pairName, pairValue                                          = 1, 2
 	structFields, valueString, valueStruct                       = 1, 3, 5
 )
@@ -37,6 +37,8 @@ type action = corev3.HeaderValueOption_HeaderAppendAction
 const (
 	overwrite = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	add       = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
+	// appendToRequest is add as Envoy 1.40 takes it for a request's headers, of whose two fields for this it reads the older only.
+	appendToRequest action = -1
 )
 
 // Encode gives the wire bytes of d's CheckResponse. An error means that d holds a value that no proxy may be handed; a
@@ -57,14 +59,14 @@ func Encode(d Decision, id string) ([]byte, error) {
 }
 
 func appendOK(b []byte, d Decision, id string) []byte {
-	b = appendHeaders(b, okHeaders, d.Headers, overwrite)
+	b = appendHeaders(b, okHeaders, d.Headers, overwrite, appendToRequest)
 	b = appendHeader(b, okHeaders, Header{IDHeader, id}, overwrite)
 	for _, name := range d.RemoveHeaders {
 		if !ours(name) { // Envoy removes after it sets
 			b = text(b, okRemove, name)
 		}
 	}
-	b = appendHeaders(b, okResponseHeaders, d.ResponseHeaders, add)
+	b = appendHeaders(b, okResponseHeaders, d.ResponseHeaders, add, add)
 	for _, p := range d.SetQuery {
 		b = message(b, okSetQuery, func(b []byte) []byte { return text(text(b, pairName, p.Name), pairValue, p.Value) })
 	}
@@ -86,7 +88,7 @@ func appendDenied(b []byte, d Decision, id string) []byte {
 	}
 	b = message(b, deniedStatus, func(b []byte) []byte { return number(b, 1, uint64(status)) })
 	if d.Outcome == Denied {
-		b = appendHeaders(b, deniedHeaders, d.Headers, overwrite)
+		b = appendHeaders(b, deniedHeaders, d.Headers, overwrite, add)
 	}
 	b = appendHeader(b, deniedHeaders, Header{IDHeader, id}, overwrite)
 	if d.ShowReason && d.Reason != "" {
@@ -98,13 +100,13 @@ func appendDenied(b []byte, d Decision, id string) []byte {
 	return b
 }
 
-// appendHeaders sends several values of one name so that all arrive: the first as first says, the rest appended. Our own headers
-// are not a policy's to set.
-func appendHeaders(b []byte, field protowire.Number, headers []Header, first action) []byte {
+// appendHeaders sends several values of one name so that all arrive: the first as first says, the others as rest does. Our own
+// headers are not a policy's to set.
+func appendHeaders(b []byte, field protowire.Number, headers []Header, first, rest action) []byte {
 	for i, h := range headers {
 		how := first
 		if slices.ContainsFunc(headers[:i], func(before Header) bool { return strings.EqualFold(before.Name, h.Name) }) {
-			how = add
+			how = rest
 		}
 		if !ours(h.Name) {
 			b = appendHeader(b, field, h, how)
@@ -116,6 +118,10 @@ func appendHeaders(b []byte, field protowire.Number, headers []Header, first act
 func appendHeader(b []byte, field protowire.Number, h Header, how action) []byte {
 	return message(b, field, func(b []byte) []byte {
 		b = message(b, optionHeader, func(b []byte) []byte { return text(text(b, pairName, h.Name), pairValue, h.Value) })
+		if how == appendToRequest {
+			b = message(b, optionAppend, func(b []byte) []byte { return number(b, 1, 1) })
+			how = add
+		}
 		return number(b, optionAction, uint64(how))
 	})
 }

@@ -462,3 +462,49 @@ func TestAmbiguousPathsThroughEnvoy(t *testing.T) {
 		})
 	}
 }
+
+func TestSeveralValuesOfOneHeaderPassThroughEnvoy(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t)
+	m.writePolicy(t, "authz.rego", `package envoy.authz
+
+allow := {
+	"allowed": true,
+	"headers": {"x-many": ["a", "b", "c"], "x-one": "1"},
+	"response_headers_to_add": {"x-back": ["d", "e", "f"]},
+	"request_headers_to_remove": ["x-secret"],
+} if input.attributes.request.http.method == "GET"
+
+allow := {"allowed": false, "headers": {"x-many": ["g", "h", "i"]}, "body": "no\n", "http_status": 429} if input.attributes.request.http.method == "DELETE"
+`)
+	m.up(t, "1h")
+	sent := http.Header{"X-Many": {"forged"}, "X-One": {"forged"}, "X-Secret": {"s"}}
+	testdomain.Until(t, 10*time.Second, "the set is live", func() error {
+		a, err := m.web.Call("GET", "/orders", sent)
+		if err == nil && (a.Got == nil || a.Got.Header.Get("X-One") == "forged") {
+			err = fmt.Errorf("%d %s", a.Code, a.Body)
+		}
+		return err
+	})
+	allowed, err := m.web.Call("GET", "/orders", sent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]string{"X-Many": allowed.Got.Header["X-Many"], "X-One": allowed.Got.Header["X-One"],
+		"X-Secret": allowed.Got.Header["X-Secret"], "X-Back": allowed.Header["X-Back"]}
+	want := map[string][]string{"X-Many": {"a,b,c"}, "X-One": {"1"}, "X-Secret": nil, "X-Back": {"d", "e", "f"}} // Envoy joins what a request has
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("headers of an allowed call (-want +got):\n%s", diff)
+	}
+
+	denied, err := m.web.Call("DELETE", "/orders", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if denied.Code != http.StatusTooManyRequests || denied.Body != "no\n" {
+		t.Errorf("the denied call: %d %q", denied.Code, denied.Body)
+	}
+	if diff := cmp.Diff([]string{"g", "h", "i"}, denied.Header["X-Many"]); diff != "" {
+		t.Errorf("headers of a denied call (-want +got):\n%s", diff)
+	}
+}
