@@ -221,6 +221,7 @@ func (d *agentDaemon) health() health {
 	if err := d.agent.Ready(); err != nil {
 		h.Status, h.Parts["agent"] = "degraded", err.Error()
 	}
+	h.Parts["authority"] = d.authority()
 	if d.policies != nil {
 		h.Parts["policy"] = "ok"
 		h.Policy = &policyHealth{Revision: d.policies.Revision()}
@@ -232,6 +233,18 @@ func (d *agentDaemon) health() health {
 		}
 	}
 	return h
+}
+
+// authority says whether a server is followed. Without one the node goes on with what it holds: that is no reason to be degraded.
+func (d *agentDaemon) authority() string {
+	s := d.agent.Status()
+	switch {
+	case s.Connected:
+		return "ok"
+	case s.SafeUntil.IsZero():
+		return "no server is followed"
+	}
+	return "no server is followed; what workloads hold is valid until " + s.SafeUntil.UTC().Format(time.RFC3339)
 }
 
 // close lets go of what is open; it may be called for a daemon that came only half into being.
