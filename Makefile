@@ -16,7 +16,7 @@ build: ## bin/writ
 	go build -trimpath -o bin/writ ./cmd/writ
 
 demo: build ## two services behind real Envoys, one call allowed, one denied; ends at Ctrl-C, or by itself with ONCE=1
-	@go build -o bin/demo ./examples/envoy
+	@go build -trimpath -o bin/demo ./examples/envoy
 	@envoy=$$(tools/envoy/get) && exec bin/demo -writ bin/writ -envoy "$$envoy" $(if $(filter 1,$(ONCE)),-once)
 
 test: needs lint unit race end-to-end ## everything that must hold; installs what it needs
