@@ -630,7 +630,7 @@ func TestFactsFollowTheServer(t *testing.T) {
 // A server that resumes a stream knows a deleted entry by its name alone, and cannot say which ID's facts went with it.
 func TestFactsGoWithTheLastEntryOfTheirID(t *testing.T) {
 	server := started(t)
-	a, _ := run(t, server.config(t))
+	a, _ := agenttest.Run(t, server.Config(t))
 	<-a.Synced()
 	id := spiffeid.RequireFromString("spiffe://example.org/web")
 	known := func() bool { _, ok := a.Facts(id); return ok }
@@ -638,21 +638,21 @@ func TestFactsGoWithTheLastEntryOfTheirID(t *testing.T) {
 		return &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: &registrationv1.Entry{Name: name, SpiffeId: id, Any: true, Match: []string{"unix:uid:1"}}}}
 	}
 	facts := &nodev1.Change{Kind: &nodev1.Change_Identity{Identity: &nodev1.Identity{SpiffeId: id.String(), Assurance: 4}}}
-	server.change(named("first", id.String()), named("second", id.String()), facts)
-	await(t, "the facts", known)
-	server.remove("first")
+	server.Change(named("first", id.String()), named("second", id.String()), facts)
+	agenttest.Await(t, "the facts", known)
+	server.Remove("first")
 	after := spiffeid.RequireFromString("spiffe://example.org/after")
-	server.change(&nodev1.Change{Kind: &nodev1.Change_Identity{Identity: &nodev1.Identity{SpiffeId: after.String()}}})
-	await(t, "what came after the removal", func() bool { _, ok := a.Facts(after); return ok })
+	server.Change(&nodev1.Change{Kind: &nodev1.Change_Identity{Identity: &nodev1.Identity{SpiffeId: after.String()}}})
+	agenttest.Await(t, "what came after the removal", func() bool { _, ok := a.Facts(after); return ok })
 	if !known() {
 		t.Error("the facts went while an entry still has the ID")
 	}
-	server.change(named("second", "spiffe://example.org/other"))
-	await(t, "their end, when the second entry took another ID", func() bool { return !known() })
-	server.change(named("second", id.String()), facts)
-	await(t, "the facts again", known)
-	server.remove("second")
-	await(t, "their end, when the entry was removed", func() bool { return !known() })
+	server.Change(named("second", "spiffe://example.org/other"))
+	agenttest.Await(t, "their end, when the second entry took another ID", func() bool { return !known() })
+	server.Change(named("second", id.String()), facts)
+	agenttest.Await(t, "the facts again", known)
+	server.Remove("second")
+	agenttest.Await(t, "their end, when the entry was removed", func() bool { return !known() })
 }
 
 func TestVerifyPeerRefusesStrangers(t *testing.T) {
