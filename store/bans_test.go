@@ -97,8 +97,8 @@ func banSpreads(h *house) {
 	h.admitted(with(node("b"), func(n *attest.Node) { n.EvidenceKey = node("a").EvidenceKey }))
 	h.admitted(with(node("c"), func(n *attest.Node) { n.Key = node("b").Key }))
 	h.admitted(node("d"))
-	h.same("touched", h.ban(node("a").ID.String()), []string{node("a").ID.String(), node("b").ID.String(), node("c").ID.String()})
-	h.shut("the last one's evidence", with(node("x"), func(n *attest.Node) { n.EvidenceKey = node("c").EvidenceKey }))
+	h.same("touched", h.ban(node("c").ID.String()), []string{node("a").ID.String(), node("b").ID.String(), node("c").ID.String()})
+	h.shut("the first one's node key", with(node("x"), func(n *attest.Node) { n.Key = node("a").Key }))
 	h.admitted(node("d"))
 	h.admitted(with(node("x"), func(n *attest.Node) { n.EvidenceKey = nil })) // having none is not sharing one
 	h.admitted(with(node("y"), func(n *attest.Node) { n.EvidenceKey = nil }))
