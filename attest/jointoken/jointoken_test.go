@@ -165,6 +165,7 @@ func broken(text string) map[string]string {
 		"a line end within":           text[:20] + "\r\n" + text[20:],
 		"padding":                     text + "=",
 		"the other base64":            "writ1.+/" + body[2:],
+		"bits behind its last byte":   text[:len(text)-1] + string(text[len(text)-1]+1), // its length leaves four
 		"a digit less":                text[:len(text)-1],
 		"a digit more":                text + "A",
 		"twice":                       text + body,
