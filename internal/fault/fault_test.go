@@ -70,6 +70,15 @@ func TestKindsCrossTheWire(t *testing.T) {
 	}
 }
 
+// says is an error with a status.
+type says struct{ code codes.Code }
+
+// Error is its text.
+func (says) Error() string { return "secret" }
+
+// GRPCStatus is its status.
+func (s says) GRPCStatus() *status.Status { return status.New(s.code, "") }
+
 func TestStatusShowsNothingOfItsOwn(t *testing.T) {
 	for name, row := range map[string]struct {
 		err  error
@@ -82,6 +91,9 @@ func TestStatusShowsNothingOfItsOwn(t *testing.T) {
 		"a cancelled call":                {fmt.Errorf("secret: %w", context.Canceled), codes.Canceled, "cancelled"},
 		"a passed deadline":               {fmt.Errorf("secret: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "deadline exceeded"},
 		"another's status":                {status.Error(codes.Unimplemented, "unknown method"), codes.Unimplemented, "unknown method"},
+		"another's status, deep within":   {fmt.Errorf("secret: %w", status.Error(codes.Unimplemented, "unknown method")), codes.Unimplemented, "unknown method"},
+		"another's status among others":   {errors.Join(errors.New("secret"), status.Error(codes.Aborted, "try again")), codes.Aborted, "try again"},
+		"an error that says OK":           {says{codes.OK}, codes.Internal, "internal error"},
 		"a kind around another's status":  {fault.New(fault.Unavailable, status.Error(codes.Internal, "secret"), "try again"), codes.Unavailable, "try again"},
 		"an unreachable server's status":  {fault.New(fault.Unreachable, nil, "nobody answers"), codes.Unavailable, "nobody answers"},
 		"a kind around a cancelled call ": {fault.New(fault.Unavailable, context.Canceled, "too late"), codes.Unavailable, "too late"},

@@ -34,16 +34,16 @@ func Status(err error) error {
 		return nil
 	}
 	var e *Error
+	var foreign interface{ GRPCStatus() *status.Status } // taken out of err, whose text is for the log
 	switch {
 	case errors.As(err, &e):
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "cancelled")
 	case cancelled(err):
 		return status.Error(codes.DeadlineExceeded, "deadline exceeded")
+	case errors.As(err, &foreign) && foreign.GRPCStatus().Err() != nil: // an error is never OK
+		return foreign.GRPCStatus().Err()
 	default:
-		if s, ok := status.FromError(err); ok {
-			return s.Err()
-		}
 		return status.Error(codes.Internal, "internal error")
 	}
 	what := e.What
