@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -433,9 +434,14 @@ func TestRefusalsLookAlike(t *testing.T) {
 	}
 }
 
+// seeds are the same in every process: fuzzing has several.
 func seeds(t testing.TB) (payloads [][]byte, v *x509pop.Verifier, keyDigest string) {
-	root := issue(t, nil, keys["P-256"](), ca("root"))
-	node := issue(t, issue(t, root, keys["P-384"](), ca("between")), keys["Ed25519"](), leaf)
+	key := func(n byte) crypto.Signer { return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize)) }
+	serial := func(n int64) func(*x509.Certificate) {
+		return func(c *x509.Certificate) { c.SerialNumber = big.NewInt(n) }
+	}
+	root := issue(t, nil, key(1), both(ca("root"), serial(1)))
+	node := issue(t, issue(t, root, key(2), both(ca("between"), serial(2))), key(3), both(leaf, serial(3)))
 	signature, err := node.key.Sign(rand.Reader, binding().Bytes(), crypto.Hash(0))
 	if err != nil {
 		t.Fatal(err)
