@@ -22,8 +22,10 @@ import (
 
 var now = time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// keys are made once: RSA keys take long.
+// keys are made once: RSA keys take long. The CAs' own are of the kind that verifies fastest.
 var keys = map[string]func() crypto.Signer{
+	"root":     sync.OnceValue(func() crypto.Signer { return made(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) }),
+	"between":  sync.OnceValue(func() crypto.Signer { return made(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) }),
 	"RSA-2048": sync.OnceValue(func() crypto.Signer { return made(rsa.GenerateKey(rand.Reader, 2048)) }),
 	"RSA-1024": sync.OnceValue(func() crypto.Signer { return made(rsa.GenerateKey(rand.Reader, 1024)) }),
 	"P-224":    sync.OnceValue(func() crypto.Signer { return made(ecdsa.GenerateKey(elliptic.P224(), rand.Reader)) }),

@@ -35,8 +35,8 @@ import (
 func TestSuite(t *testing.T) {
 	for _, kind := range []string{"RSA-2048", "P-256", "P-384", "Ed25519"} {
 		t.Run(kind, func(t *testing.T) {
-			root := issue(t, nil, keys["P-256"](), ca("root"))
-			between := issue(t, root, keys["P-384"](), ca("between"))
+			root := issue(t, nil, keys["root"](), ca("root"))
+			between := issue(t, root, keys["between"](), ca("between"))
 			node := issue(t, between, keys[kind](), leaf)
 			attestor, err := x509pop.NewAttestor(node.files(t))
 			if err != nil {
