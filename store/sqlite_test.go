@@ -110,6 +110,26 @@ func TestSQLiteServesOneProcess(t *testing.T) {
 	h.same("names", h.names(), []string{"a", "b"})
 }
 
+// Whatever else holds the database, such as a tool that copies it, makes writes fail and nothing worse.
+func TestSQLiteHeldByAnother(t *testing.T) {
+	t.Parallel()
+	h := newSQLite(t)
+	h.apply(registration.Batch{Entries: entries("a")})
+	db := past(t, h.database())
+	if _, err := db.Exec("BEGIN IMMEDIATE"); err != nil {
+		t.Fatal(err)
+	}
+	h.refuses(fault.Unavailable, fault.StoreBusy, func() error {
+		_, err := h.Apply(context.Background(), registration.Batch{Entries: entries("b")}, operator)
+		return err
+	})
+	if _, err := db.Exec("ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	h.apply(registration.Batch{Entries: entries("b")})
+	h.whole()
+}
+
 func TestSQLiteFilesAreItsOwnersOnly(t *testing.T) {
 	old := syscall.Umask(0)
 	h := newSQLite(t)

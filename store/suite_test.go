@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 
 // An engine gets its line here and passes the whole suite.
 func TestSQLite(t *testing.T) {
+	t.Parallel()
 	suite(t, func(t *testing.T) store.Config { return store.Config{DataDir: t.TempDir()} })
 }
 
