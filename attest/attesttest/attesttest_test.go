@@ -66,30 +66,47 @@ func TestSoundMethodPasses(t *testing.T) {
 	}
 }
 
-// Each row is one mistake of a verifier, and the rule that finds it.
-func TestSuiteFindsMistakes(t *testing.T) {
-	finds := func(rule string, breaks func(m *method)) {
-		t.Run(rule, func(t *testing.T) {
-			m := sound()
-			breaks(m)
-			if broken := attesttest.Broken(attesttest.Pair{Attestor: m, Verifier: m}); !slices.Contains(broken, rule) {
-				t.Errorf("only %q are found", broken)
-			}
-		})
-	}
-	const whole = "the result says who it is, how surely, and what it used up"
-	result := func(change func(*attest.Result)) func(*method) {
-		return func(m *method) {
-			good := m.verify
-			m.verify = func(ctx context.Context, c attest.Claim) (attest.Result, error) {
-				r, err := good(ctx, c)
-				if err == nil {
-					change(&r)
-				}
-				return r, err
-			}
+// finds ends the test unless a mistake breaks the rule that is there to find it.
+func finds(t *testing.T, rule string, breaks func(m *method)) {
+	t.Helper()
+	t.Run(rule, func(t *testing.T) {
+		m := sound()
+		breaks(m)
+		if broken := attesttest.Broken(attesttest.Pair{Attestor: m, Verifier: m}); !slices.Contains(broken, rule) {
+			t.Errorf("only %q are found", broken)
 		}
+	})
+}
+
+// result is a verifier that gives another result.
+func result(change func(*attest.Result)) func(*method) {
+	return judges(func(m *method, c attest.Claim) (attest.Result, error) {
+		if !ed25519.Verify(m.public(), c.Binding.Bytes(), c.Payload) {
+			return attest.Result{}, refused()
+		}
+		r := m.result(c)
+		change(&r)
+		return r, nil
+	})
+}
+
+// judges is a verifier that judges so.
+func judges(judge func(*method, attest.Claim) (attest.Result, error)) func(*method) {
+	return func(m *method) {
+		m.verify = func(_ context.Context, c attest.Claim) (attest.Result, error) { return judge(m, c) }
 	}
+}
+
+// takes gives the sound result if a signature over the binding is what was found in the payload.
+func (m *method) takes(c attest.Claim, signature []byte) (attest.Result, error) {
+	if len(signature) != ed25519.SignatureSize || !ed25519.Verify(m.public(), c.Binding.Bytes(), signature) {
+		return attest.Result{}, refused()
+	}
+	return m.result(c), nil
+}
+
+func TestSuiteFindsResultsThatLack(t *testing.T) {
+	const whole = "the result says who it is, how surely, and what it used up"
 	for _, change := range []func(*attest.Result){
 		func(r *attest.Result) { r.Key = "" },
 		func(r *attest.Result) { r.Key = "a/b" },
@@ -106,13 +123,19 @@ func TestSuiteFindsMistakes(t *testing.T) {
 		func(r *attest.Result) { r.Consumed[0].Digest = [32]byte{} },
 		func(r *attest.Result) { r.Consumed[0].Expires = time.Unix(1, 0) },
 	} {
-		finds(whole, result(change))
+		finds(t, whole, result(change))
 	}
+}
+
+func TestSuiteFindsVerdictsThatVary(t *testing.T) {
 	var count atomic.Int64
 	next := func() string { return hex.EncodeToString([]byte{byte(count.Add(1))}) }
-	finds("the same node has the same key over every connection", result(func(r *attest.Result) { r.Key = next() }))
-	finds("judging changes nothing", result(func(r *attest.Result) { r.Selectors[0].Value = next() }))
-	finds("what the attestor makes the verifier takes", func(m *method) {
+	finds(t, "the same node has the same key over every connection", result(func(r *attest.Result) { r.Key = next() }))
+	finds(t, "judging changes nothing", result(func(r *attest.Result) { r.Selectors[0].Value = next() }))
+}
+
+func TestSuiteFindsEvidenceThatIsNotBound(t *testing.T) {
+	finds(t, "what the attestor makes the verifier takes", func(m *method) {
 		m.attests = func(attest.Binding) ([]byte, error) { return []byte("guess"), nil }
 	})
 	signs := func(of func(attest.Binding) []byte) func(*method) {
@@ -127,43 +150,30 @@ func TestSuiteFindsMistakes(t *testing.T) {
 		}
 	}
 	const bound = "evidence serves for its own binding only"
-	finds(bound, signs(func(b attest.Binding) []byte { return b.Nonce }))
-	finds(bound, signs(func(b attest.Binding) []byte { b.SVIDKey = nil; return b.Bytes() }))
-	finds(bound, signs(func(b attest.Binding) []byte { b.TrustDomain = ""; return b.Bytes() }))
-	finds(bound, signs(func(b attest.Binding) []byte { b.Methods = nil; return b.Bytes() }))
-	finds(bound, signs(func(b attest.Binding) []byte { return slices.Concat(b.Exporter, b.Nonce, b.NodeKey, b.SVIDKey) }))
-	judges := func(judge func(m *method, c attest.Claim) error) func(*method) {
-		return func(m *method) {
-			m.verify = func(_ context.Context, c attest.Claim) (attest.Result, error) {
-				if err := judge(m, c); err != nil {
-					return attest.Result{}, err
-				}
-				return m.result(c), nil
-			}
-		}
-	}
-	verifies := func(m *method, c attest.Claim, signature []byte) error {
-		if len(signature) != ed25519.SignatureSize || !ed25519.Verify(m.public(), c.Binding.Bytes(), signature) {
-			return refused()
-		}
-		return nil
-	}
-	finds("evidence with more behind it is refused", judges(func(m *method, c attest.Claim) error {
-		return verifies(m, c, c.Payload[:min(len(c.Payload), ed25519.SignatureSize)])
+	finds(t, bound, signs(func(b attest.Binding) []byte { return b.Nonce }))
+	finds(t, bound, signs(func(b attest.Binding) []byte { b.SVIDKey = nil; return b.Bytes() }))
+	finds(t, bound, signs(func(b attest.Binding) []byte { b.TrustDomain = ""; return b.Bytes() }))
+	finds(t, bound, signs(func(b attest.Binding) []byte { b.Methods = nil; return b.Bytes() }))
+	finds(t, bound, signs(func(b attest.Binding) []byte { return slices.Concat(b.Exporter, b.Nonce, b.NodeKey, b.SVIDKey) }))
+}
+
+func TestSuiteFindsLaxReaders(t *testing.T) {
+	finds(t, "evidence with more behind it is refused", judges(func(m *method, c attest.Claim) (attest.Result, error) {
+		return m.takes(c, c.Payload[:min(len(c.Payload), ed25519.SignatureSize)])
 	}))
-	finds("evidence cut off anywhere is refused", judges(func(m *method, c attest.Claim) error {
+	finds(t, "evidence cut off anywhere is refused", judges(func(m *method, c attest.Claim) (attest.Result, error) {
 		if len(c.Payload) == 0 {
-			return nil
+			return m.result(c), nil
 		}
-		return verifies(m, c, c.Payload)
+		return m.takes(c, c.Payload)
 	}))
-	finds("noise, nothing and floods are refused", judges(func(m *method, c attest.Claim) error {
+	finds(t, "noise, nothing and floods are refused", judges(func(m *method, c attest.Claim) (attest.Result, error) {
 		if len(c.Payload) == 0 {
-			return errors.New("no evidence") // of no kind: the caller would hear of an error of ours
+			return attest.Result{}, errors.New("no evidence") // of no kind: the caller would hear of an error of ours
 		}
-		return verifies(m, c, c.Payload)
+		return m.takes(c, c.Payload)
 	}))
-	finds("a flipped bit is refused or changes nothing that was found", func(m *method) {
+	finds(t, "a flipped bit is refused or changes nothing that was found", func(m *method) {
 		plain := m.attests
 		m.attests = func(b attest.Binding) ([]byte, error) {
 			signature, err := plain(b)
@@ -171,15 +181,17 @@ func TestSuiteFindsMistakes(t *testing.T) {
 		}
 		m.verify = func(_ context.Context, c attest.Claim) (attest.Result, error) {
 			name, signature := c.Payload[:min(5, len(c.Payload))], c.Payload[min(5, len(c.Payload)):]
-			if err := verifies(m, c, signature); err != nil {
-				return attest.Result{}, err
+			r, err := m.takes(c, signature)
+			if err == nil {
+				r.Selectors = []attest.KeyValue{{Key: "name", Value: hex.EncodeToString(name)}}
 			}
-			r := m.result(c)
-			r.Selectors = []attest.KeyValue{{Key: "name", Value: hex.EncodeToString(name)}}
-			return r, nil
+			return r, err
 		}
 	})
-	finds("judging changes nothing", func(m *method) {
+}
+
+func TestSuiteFindsUntidyVerifiers(t *testing.T) {
+	finds(t, "judging changes nothing", func(m *method) {
 		good := m.verify
 		m.verify = func(ctx context.Context, c attest.Claim) (attest.Result, error) {
 			r, err := good(ctx, c)
@@ -189,7 +201,7 @@ func TestSuiteFindsMistakes(t *testing.T) {
 			return r, err
 		}
 	})
-	finds("many may be judged at once", func(m *method) {
+	finds(t, "many may be judged at once", func(m *method) {
 		good := m.verify
 		var last atomic.Pointer[attest.Binding] // of whichever call was last
 		m.verify = func(ctx context.Context, c attest.Claim) (attest.Result, error) {
@@ -205,7 +217,7 @@ func TestSuiteFindsMistakes(t *testing.T) {
 			return good(ctx, c)
 		}
 	})
-	finds("a cancelled call is no verdict", func(m *method) {
+	finds(t, "a cancelled call is no verdict", func(m *method) {
 		good := m.verify
 		m.verify = func(ctx context.Context, c attest.Claim) (attest.Result, error) {
 			if ctx.Err() != nil {

@@ -109,13 +109,29 @@ func TestOwners(t *testing.T) {
 	}
 }
 
+// A program is started one way or another, and has the selector that is wanted.
+type started struct {
+	name string
+	call func(t *testing.T) (c *caller, want string)
+}
+
+func check(t *testing.T, rows []started) {
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			c, want := row.call(t)
+			var wanted []string
+			if want != "" {
+				wanted = []string{"unix:" + want}
+			}
+			same(t, of(attested(t, unix.Config{}, called(t, c))), wanted)
+		})
+	}
+}
+
 // Only a path that leads the agent to the file that runs is a path.
 func TestPaths(t *testing.T) {
 	alone := &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	for _, row := range []struct {
-		name string
-		call func(t *testing.T) (c *caller, want string)
-	}{
+	check(t, []started{
 		{"a file", func(t *testing.T) (*caller, string) {
 			path := program(t, "helper")
 			return start(t, path, nil), "path:" + path
@@ -156,6 +172,12 @@ func TestPaths(t *testing.T) {
 			c.do("exec", trusted)
 			return c, "container_path:" + trusted
 		}},
+	})
+}
+
+// What has no name any more, or none that can be trusted, has no path of any kind.
+func TestProgramsWithoutPath(t *testing.T) {
+	check(t, []started{
 		{"a file that was deleted", func(t *testing.T) (*caller, string) {
 			path := program(t, "helper")
 			c := start(t, path, nil)
@@ -191,16 +213,7 @@ func TestPaths(t *testing.T) {
 		{"a name that is not text", func(t *testing.T) (*caller, string) {
 			return start(t, program(t, "helper\xff"), nil), ""
 		}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			c, want := row.call(t)
-			var wanted []string
-			if want != "" {
-				wanted = []string{"unix:" + want}
-			}
-			same(t, of(attested(t, unix.Config{}, called(t, c))), wanted)
-		})
-	}
+	})
 }
 
 func digest(t *testing.T, path string) string {
