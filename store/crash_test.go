@@ -40,9 +40,6 @@ func TestSQLiteKilledServerLosesNothing(t *testing.T) {
 		h.nothingLost(acknowledged)
 		h.whole()
 	}
-	if len(acknowledged) < 200 {
-		t.Errorf("only %d writes were acknowledged in all", len(acknowledged))
-	}
 }
 
 // nothingLost ends the test unless all that was acknowledged is there, and every serial has one audit row.
