@@ -41,7 +41,6 @@ import (
 	"github.com/writ-dev/writ/ca"
 	"github.com/writ-dev/writ/ca/keystore"
 	"github.com/writ-dev/writ/internal/fault"
-	"github.com/writ-dev/writ/registration"
 	"github.com/writ-dev/writ/server"
 	"github.com/writ-dev/writ/store"
 )
@@ -340,16 +339,6 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 
 func pemOf(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
-}
-
-// byName takes entries from the store as they are.
-func (d *domain) byName(name string) registration.Entry {
-	d.t.Helper()
-	found := must(d.db.EntriesNamed(d.t.Context(), []string{name}))(d.t)
-	if len(found) != 1 {
-		d.t.Fatalf("%d entries are named %s", len(found), name)
-	}
-	return found[0]
 }
 
 // must gives the value, and ends the test where there is an error.

@@ -3,7 +3,6 @@ package server_test
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -208,13 +207,6 @@ func csrOf(t *testing.T, template *x509.CertificateRequest, key crypto.Signer) [
 func keyDER(t *testing.T, key crypto.Signer) []byte {
 	t.Helper()
 	return must(x509.MarshalPKIXPublicKey(key.Public()))(t)
-}
-
-// signDigest signs a binding with a key that is not the one it names.
-func signDigest(t *testing.T, key *ecdsa.PrivateKey, b attest.Binding) []byte {
-	t.Helper()
-	digest := b.Digest()
-	return must(ecdsa.SignASN1(rand.Reader, key, digest[:]))(t)
 }
 
 func seconds(n int64) *durationpb.Duration { return durationpb.New(time.Duration(n) * time.Second) }
