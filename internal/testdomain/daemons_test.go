@@ -170,15 +170,32 @@ func TestRestoredStoreIsServed(t *testing.T) {
 	server.Writ(t, 0, "", "entry", "delete", "deleted")
 	wants(t, agent, "/kept", "/newer")
 
-	server.Stop(t)
-	if err := os.RemoveAll(server.DataDir()); err != nil {
-		t.Fatal(err)
+	restore := func() {
+		t.Helper()
+		server.Stop(t)
+		if err := os.RemoveAll(server.DataDir()); err != nil {
+			t.Fatal(err)
+		}
+		copyFolder(t, backup, server.DataDir())
+		server.Start(t)
 	}
-	copyFolder(t, backup, server.DataDir())
-	server.Start(t)
+	restore()
 	wants(t, agent, "/deleted", "/kept")
+	server.Writ(t, 0, "", "entry", "delete", "deleted")
 	server.Apply(t, entries(entry{"after", node}))
-	wants(t, agent, "/after", "/deleted", "/kept")
+	wants(t, agent, "/after", "/kept")
+
+	// An agent that hears nothing of it until the restored store is further than it was.
+	agent.Cmd.Process.Signal(syscall.SIGSTOP)
+	restore()
+	for _, name := range []string{"one", "two", "three", "four"} {
+		server.Apply(t, entries(entry{name, node}))
+	}
+	agent.Cmd.Process.Signal(syscall.SIGCONT)
+	wants(t, agent, "/deleted", "/four", "/kept", "/one", "/three", "/two")
+	if n := metric(t, &agent.Daemon, "writ_agent_sync_digest_mismatches_total"); n != "0" {
+		t.Errorf("deltas of another history were sent: %s digests did not fit", n)
+	}
 	agent.UntilHealthy(t)
 }
 

@@ -34,6 +34,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/api/adminv1"
@@ -297,6 +298,18 @@ func randomFrames(d door) error {
 }
 
 func manyHeaders(d door) error {
+	err := with(d.client, func(c *grpc.ClientConn) error { // a client that asks first how much is taken
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-long", strings.Repeat("x", 20<<10))
+		if err := c.Invoke(ctx, d.method, &[]byte{}, &[]byte{}, grpc.ForceCodec(raw{})); err == nil || !strings.Contains(err.Error(), "header list size") {
+			return fmt.Errorf("20 KiB of headers ended with %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	return spoken(d, func(w *bufio.Writer) {
 		w.WriteString(preface)
 		w.Write(frame(settings, 0, 0, nil))
