@@ -2,6 +2,7 @@ package testdomain_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -222,7 +223,8 @@ func startPython(t *testing.T, a *testdomain.Agent) *python {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = os.Stderr
+	var complaints bytes.Buffer // spiffe-tls reports contexts that it cannot renew once they are in use
+	cmd.Stderr = &complaints
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start python: %v (make needs installs it)", err)
 	}
@@ -243,6 +245,9 @@ func startPython(t *testing.T, a *testdomain.Agent) *python {
 		for range p.events { // its end; Wait closes the pipe
 		}
 		cmd.Wait()
+		if t.Failed() {
+			t.Logf("--- standard error of python\n%s", complaints.String())
+		}
 	})
 	return p
 }

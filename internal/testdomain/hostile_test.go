@@ -337,6 +337,7 @@ func bigMessage(d door) error {
 		message := make([]byte, 64<<20+1)
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
+		ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
 		err := c.Invoke(ctx, d.method, &message, &message, grpc.ForceCodec(raw{}), grpc.MaxCallSendMsgSize(len(message)))
 		if code := status.Code(err); code != codes.ResourceExhausted {
 			return fmt.Errorf("64 MiB ended with %v", err)
