@@ -39,6 +39,8 @@ type Side struct {
 	Fresh, Admin int    // further ports: outbound with a handshake for each request, and Envoy's own
 	Path         string // of its Envoy, a name of its own: what an entry can match
 
+	// Delta lets the Envoy follow its secrets by the incremental protocol.
+	Delta bool
 	// MaxConnection bounds how long connections to the peer live, as max_connection_duration does; empty: as the example has it.
 	MaxConnection string
 
@@ -138,11 +140,15 @@ func (s *Side) Start(t testing.TB) {
 	if s.MaxConnection != "" {
 		replaceOnce(t, &proxy, "max_connection_duration: 600s", "max_connection_duration: "+s.MaxConnection)
 	}
+	more := s.fill(t, filepath.Join(root, "internal", "testdomain", "testdata", "envoy.yaml"))
+	if s.Delta {
+		replaceOnce(t, &proxy, "api_type: GRPC", "api_type: DELTA_GRPC")
+		replaceOnce(t, &more, "api_type: GRPC", "api_type: DELTA_GRPC")
+	}
 	config := filepath.Join(t.TempDir(), "proxy.yaml")
 	if err := os.WriteFile(config, []byte(proxy), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	more := s.fill(t, filepath.Join(root, "internal", "testdomain", "testdata", "envoy.yaml"))
 	s.Process = Start(t, s.Name+"-envoy", exec.Command(s.Path, "--config-path", config, "--config-yaml", more,
 		"--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"))
 }

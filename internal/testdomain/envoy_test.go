@@ -231,6 +231,7 @@ func TestDeletedEntryIsServedNoMore(t *testing.T) {
 	// Every process of this user is web here, so that the test may ask as one.
 	web := fmt.Sprintf("---\nname: web\npath: /web\nwhere: [%q]\nmatch: [\"unix:uid:%d\"]\n", onDev, os.Getuid())
 	m.Apply(t, web+proxyEntry(m.api, onDev, "1h"))
+	m.web.Delta = true // so that it hears of the removal
 	m.web.Start(t)
 	m.api.Start(t)
 	before := m.web.Reaches(t, 30*time.Second, http.StatusOK, "GET", "/orders")
@@ -282,6 +283,7 @@ func TestDeletedEntryIsServedNoMore(t *testing.T) {
 func TestEnvoyStartedBeforeItsEntriesComesUp(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
+	m.api.Delta = true
 	for _, s := range []*testdomain.Side{m.web, m.api} {
 		s.Start(t)
 		testdomain.Until(t, 30*time.Second, "Envoy waits for its certificate", s.Waits)

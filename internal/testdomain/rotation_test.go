@@ -11,6 +11,7 @@ import (
 func TestRotationFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
+	m.api.Delta = true          // and web follows its secrets as state of the world
 	m.web.MaxConnection = "15s" // the example's is for longer lives
 	m.up(t, "60s")
 	first, err := m.web.Certificate()
