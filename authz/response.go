@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -55,7 +54,11 @@ func Encode(d Decision, id string) ([]byte, error) {
 		out = message(out, responseStatus, func(b []byte) []byte { return number(b, 1, uint64(code.Code_PERMISSION_DENIED)) })
 		out = message(out, responseDenied, func(b []byte) []byte { return appendDenied(b, d, id) })
 	}
-	return message(out, responseMetadata, func(b []byte) []byte { return appendMetadata(b, d, id) }), nil
+	out = message(out, responseMetadata, func(b []byte) []byte { return appendMetadata(b, d, id) })
+	if len(out) > maxAnswer {
+		return nil, fmt.Errorf("an answer of %d bytes is unusable", len(out))
+	}
+	return out, nil
 }
 
 func appendOK(b []byte, d Decision, id string) []byte {
@@ -68,9 +71,11 @@ func appendOK(b []byte, d Decision, id string) []byte {
 	}
 	b = appendHeaders(b, okResponseHeaders, d.ResponseHeaders, add, add)
 	for _, p := range d.SetQuery {
-		b = message(b, okSetQuery, func(b []byte) []byte { return text(text(b, pairName, p.Name), pairValue, p.Value) })
+		b = message(b, okSetQuery, func(b []byte) []byte {
+			return text(text(b, pairName, escapeQuery(p.Name, "=")), pairValue, escapeQuery(p.Value, ""))
+		})
 	}
-	for _, name := range d.RemoveQuery {
+	for _, name := range removedQuery(d) {
 		b = text(b, okRemoveQuery, name)
 	}
 	return b
@@ -187,70 +192,4 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s), "")
-}
-
-// usable refuses what a proxy or whoever stands behind it may read as something else.
-func usable(d Decision) error {
-	if d.Outcome != Allowed && d.Outcome != Denied {
-		return nil // nothing of the policy is sent
-	}
-	if err := checkHeaders(d.Headers); err != nil {
-		return err
-	}
-	if d.Outcome == Denied {
-		return checkDenial(d)
-	}
-	if err := checkHeaders(d.ResponseHeaders); err != nil {
-		return err
-	}
-	for _, name := range d.RemoveHeaders {
-		if !token(name) {
-			return fmt.Errorf("header name %q to remove is unusable", name)
-		}
-	}
-	for _, p := range d.SetQuery {
-		if !utf8.ValidString(p.Name) || !utf8.ValidString(p.Value) {
-			return fmt.Errorf("query parameter %q is not UTF-8", p.Name)
-		}
-	}
-	for _, name := range d.RemoveQuery {
-		if !utf8.ValidString(name) {
-			return fmt.Errorf("query parameter %q is not UTF-8", name)
-		}
-	}
-	return nil
-}
-
-// checkDenial takes final statuses only: a proxy cannot answer with 100.
-func checkDenial(d Decision) error {
-	if _, known := typev3.StatusCode_name[int32(d.Status)]; d.Status != 0 && (!known || d.Status < 200) || d.Status > 599 {
-		return fmt.Errorf("http_status %d is unusable", d.Status)
-	}
-	if !utf8.ValidString(d.Body) {
-		return fmt.Errorf("body is not UTF-8")
-	}
-	return nil
-}
-
-func checkHeaders(headers []Header) error {
-	for _, h := range headers {
-		if !token(h.Name) {
-			return fmt.Errorf("header name %q is unusable", h.Name)
-		}
-		if strings.ContainsAny(h.Value, "\r\n\x00") || !utf8.ValidString(h.Value) {
-			return fmt.Errorf("value of header %q is unusable", h.Name)
-		}
-	}
-	return nil
-}
-
-// token is RFC 9110 section 5.6.2; it leaves out pseudo headers.
-func token(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		if (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'z') && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
-			return false
-		}
-	}
-	return s != ""
 }
