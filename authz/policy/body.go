@@ -1,7 +1,8 @@
 package policy
 
 import (
-	"encoding/json"
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"io"
 	"net/url"
@@ -9,7 +10,12 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/writ-dev/writ/authz"
 )
+
+// maxBody is the largest body that is read, as it is after it was unpacked.
+const maxBody = authz.MaxMessage
 
 // parsedQuery is a query as keys with all their values. ParseTarget refused what does not parse.
 func parsedQuery(query string) ast.Value {
@@ -25,35 +31,66 @@ func valuesObject(values url.Values) ast.Value {
 	return ast.NewObject(pairs...)
 }
 
-// parsedBody reads JSON and form bodies; null is a body of another type, an empty one, or one that the proxy cut short. An error
-// is a body that is not what its content type says.
-func (g *glance) parsedBody(wanted bool) (body ast.Value, truncated bool, err error) {
+// bodyKind is what a content type says of a body. The order is that of the questions: a type that names two kinds is the first.
+type bodyKind uint8
+
+const (
+	otherBody bodyKind = iota
+	jsonBody
+	grpcBody
+	formBody
+	multipartBody
+)
+
+// kindOf does not look at the case of the letters: whoever serves the request does not either (RFC 9110 section 8.3.1).
+func kindOf(contentType string) bodyKind {
+	contentType = strings.ToLower(contentType)
+	for i, part := range [...]string{"application/json", "application/grpc", "application/x-www-form-urlencoded", "multipart/form-data"} {
+		if strings.Contains(contentType, part) {
+			return bodyKind(i + 1)
+		}
+	}
+	return otherBody
+}
+
+// parsedBody reads JSON, gRPC, form and multipart bodies; null is a body of another type, an empty one, or one that the proxy cut
+// short. An error is a body that is not what its content type says, or that two readers may read differently.
+func (g *glance) parsedBody(wanted bool, path string, s *services) (body ast.Value, truncated bool, err error) {
+	contentType := g.header("content-type")
+	kind := kindOf(contentType)
 	raw := g.body
-	if len(raw) == 0 {
+	if len(raw) == 0 || kind == grpcBody {
 		raw = g.rawBody
 	}
-	kind := g.header("content-type")
-	isJSON, isForm := strings.Contains(kind, "application/json"), strings.Contains(kind, "application/x-www-form-urlencoded")
-	if len(raw) == 0 || !isJSON && !isForm {
-		return ast.Null{}, false, nil
+	if kind == otherBody || len(raw) == 0 {
+		return ast.Null{}, g.partial(), nil
+	}
+	if kind == grpcBody {
+		return g.grpcBody(wanted, raw, path, s)
 	}
 	truncated, err = g.truncated(len(raw))
 	if err != nil || truncated || !wanted {
 		return ast.Null{}, truncated, err
 	}
-	if isForm {
-		values, err := url.ParseQuery(string(raw))
-		if err != nil {
-			return nil, false, errors.New("the body is no form")
-		}
-		return valuesObject(values), false, nil
+	if raw, err = unpack(g.header("content-encoding"), raw); err != nil {
+		return nil, false, err
 	}
-	body, err = jsonValue(raw)
+	switch kind {
+	case jsonBody:
+		body, err = jsonValue(raw)
+	case formBody:
+		body, err = formValue(raw)
+	default:
+		body, err = multipartValue(contentType, raw)
+	}
 	return body, false, err
 }
 
+// partial is what the proxy says: it lets no client send this header.
+func (g *glance) partial() bool { return g.header("x-envoy-auth-partial-body") == "true" }
+
 func (g *glance) truncated(size int) (bool, error) {
-	if g.header("x-envoy-auth-partial-body") == "true" {
+	if g.partial() {
 		return true, nil
 	}
 	length := g.header("content-length")
@@ -67,16 +104,36 @@ func (g *glance) truncated(size int) (bool, error) {
 	return n > int64(size), nil
 }
 
-// jsonValue takes one document and nothing after it.
-func jsonValue(raw []byte) (ast.Value, error) {
-	var v any
-	d := json.NewDecoder(strings.NewReader(string(raw)))
-	d.UseNumber()
-	if err := d.Decode(&v); err != nil {
-		return nil, errors.New("the body is no JSON")
+// unpack undoes the content encoding that every server knows. A policy must not take for no body what the upstream can read.
+func unpack(encoding string, raw []byte) ([]byte, error) {
+	switch strings.ToLower(strings.TrimSpace(encoding)) {
+	case "", "identity":
+		return raw, nil
+	case "gzip", "x-gzip":
+		return gunzip(raw)
 	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("the body has more than one JSON document")
+	return nil, errors.New("the body has a content-encoding that is not read")
+}
+
+func gunzip(raw []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return nil, errors.New("the body is not gzip")
 	}
-	return ast.InterfaceToValue(v)
+	plain, err := io.ReadAll(io.LimitReader(z, maxBody+1))
+	switch {
+	case err != nil:
+		return nil, errors.New("the body is not gzip")
+	case len(plain) > maxBody:
+		return nil, errors.New("the unpacked body is too large")
+	}
+	return plain, nil
+}
+
+func formValue(raw []byte) (ast.Value, error) {
+	values, err := url.ParseQuery(string(raw))
+	if err != nil {
+		return nil, errors.New("the body is no form")
+	}
+	return valuesObject(values), nil
 }

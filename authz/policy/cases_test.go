@@ -2,8 +2,10 @@ package policy_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,21 +15,26 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/authz/policy"
 	"github.com/writ-dev/writ/internal/strictyaml"
 )
 
-// testCase is one document of testdata/cases: a request as protojson has it, and the answer in short. Files are the policy set;
+// testCase is one document of ../testdata/*.yaml: a request as protojson has it, and the answer in short. Files are the policy set;
 // a document without them goes on with those of the one before.
 type testCase struct {
-	Description string            `yaml:"description"`
-	Files       map[string]string `yaml:"files"`
-	Request     map[string]any    `yaml:"request"`
-	Want        short             `yaml:"want"`
+	Description string                    `yaml:"description"`
+	Files       map[string]string         `yaml:"files"`
+	Descriptors map[string]map[string]any `yaml:"descriptors"` // files too, each a FileDescriptorSet as protojson has it
+	Request     map[string]any            `yaml:"request"`
+	Wire        string                    `yaml:"wire"` // instead of the request: its bytes, in base64
+	Want        short                     `yaml:"want"`
+	Plugin      *short                    `yaml:"plugin"` // what opa-envoy-plugin answers, where that is deliberately another answer
 }
 
 // short is a CheckResponse without what is in every one: the decision id, the revision.
@@ -41,10 +48,16 @@ type short struct {
 	Body            string            `yaml:"body"`
 	Metadata        map[string]any    `yaml:"metadata"` // the policy's own
 	Writ            map[string]string `yaml:"writ"`     // rule and reason; not compared where it is left out
+	Error           string            `yaml:"error"`    // instead of an answer: the gRPC code
+	Unasked         string            `yaml:"unasked"`  // of the plugin only: why it cannot be asked
 }
 
-func TestCases(t *testing.T) {
-	names, err := filepath.Glob("testdata/cases/*.yaml")
+const casesFolder = "../testdata/"
+
+// cases gives every case by its name, "file: description", and visits them in order with their set's files.
+func cases(t testing.TB, visit func(name string, line int, c testCase, files map[string]string)) {
+	t.Helper()
+	names, err := filepath.Glob(casesFolder + "*.yaml")
 	if err != nil || len(names) == 0 {
 		t.Fatal("no cases", err)
 	}
@@ -57,25 +70,79 @@ func TestCases(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var server *authz.Server
+		var files map[string]string
 		for _, d := range documents {
 			var c testCase
 			if err := d.Decode(&c); err != nil {
 				t.Fatal(err)
 			}
 			if c.Files != nil {
-				server = serve(t, load(t, c.Files))
+				files = withDescriptors(t, c)
 			}
-			t.Run(filepath.Base(name)+"/"+c.Description, func(t *testing.T) {
-				got := shorten(t, answer(t, server, request(t, c.Request)))
-				if c.Want.Writ == nil {
-					got.Writ = nil
-				}
-				if diff := cmp.Diff(c.Want, got); diff != "" {
-					t.Errorf("line %d (-want +got):\n%s", d.Line, diff)
-				}
-			})
+			visit(strings.TrimSuffix(filepath.Base(name), ".yaml")+": "+c.Description, d.Line, c, files)
 		}
+	}
+}
+
+func withDescriptors(t testing.TB, c testCase) map[string]string {
+	t.Helper()
+	files := maps.Clone(c.Files)
+	for name, tree := range c.Descriptors {
+		text, err := json.Marshal(tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var set descriptorpb.FileDescriptorSet
+		if err := protojson.Unmarshal(text, &set); err != nil {
+			t.Fatal(err)
+		}
+		files[name] = string(wire(t, &set))
+	}
+	return files
+}
+
+func (c testCase) bytes(t testing.TB) []byte {
+	t.Helper()
+	if c.Wire == "" {
+		return request(t, c.Request)
+	}
+	b, err := base64.StdEncoding.DecodeString(c.Wire)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestCases(t *testing.T) {
+	count := 0
+	seen := map[string]bool{}
+	var server *authz.Server
+	cases(t, func(name string, line int, c testCase, files map[string]string) {
+		if count++; seen[name] {
+			t.Errorf("line %d: a second case %q", line, name)
+		}
+		seen[name] = true
+		if c.Files != nil || server == nil {
+			server = serve(t, load(t, files))
+		}
+		t.Run(name, func(t *testing.T) {
+			var got short
+			bytes, err := server.Answer(t.Context(), c.bytes(t))
+			if err != nil {
+				got.Error = status.Code(err).String()
+			} else {
+				got = shorten(t, parse(t, bytes))
+			}
+			if c.Want.Writ == nil {
+				got.Writ = nil
+			}
+			if diff := cmp.Diff(c.Want, got); diff != "" {
+				t.Errorf("line %d (-want +got):\n%s", line, diff)
+			}
+		})
+	})
+	if count < 250 {
+		t.Errorf("%d cases", count)
 	}
 }
 
@@ -140,8 +207,13 @@ func answer(t testing.TB, server *authz.Server, request []byte) *authv3.CheckRes
 	if err != nil {
 		t.Fatal(err)
 	}
+	return parse(t, b)
+}
+
+func parse(t testing.TB, answer []byte) *authv3.CheckResponse {
+	t.Helper()
 	var r authv3.CheckResponse
-	if err := proto.Unmarshal(b, &r); err != nil {
+	if err := proto.Unmarshal(answer, &r); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.ValidateAll(); err != nil {
@@ -202,16 +274,25 @@ func shorten(t testing.TB, r *authv3.CheckResponse) short {
 // normal gives numbers the type that YAML gives them.
 func normal(m map[string]any) map[string]any {
 	for key, value := range m {
-		switch v := value.(type) {
-		case float64:
-			if v == float64(uint64(v)) {
-				m[key] = uint64(v)
-			}
-		case map[string]any:
-			m[key] = normal(v)
-		}
+		m[key] = normalValue(value)
 	}
 	return m
+}
+
+func normalValue(value any) any {
+	switch v := value.(type) {
+	case float64:
+		if v == float64(uint64(v)) {
+			return uint64(v)
+		}
+	case map[string]any:
+		return normal(v)
+	case []any:
+		for i := range v {
+			v[i] = normalValue(v[i])
+		}
+	}
+	return value
 }
 
 func lines(headers []*corev3.HeaderValueOption) (out []string) {

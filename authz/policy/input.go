@@ -17,16 +17,19 @@ type reader struct {
 	shape      *shape
 	plan       *plan
 	reads      *reads
+	headers    *reads // of the headers map
 	lenient    bool
+	services   *services
 	identities *identities
 }
 
-func newReader(r *reads, lenient bool, ids *identities) (*reader, error) {
+func newReader(r *reads, lenient bool, files *services, ids *identities) (*reader, error) {
 	s, err := shapes((&authv3.CheckRequest{}).ProtoReflect().Descriptor(), map[protoreflect.FullName]*shape{})
 	if err != nil {
 		return nil, err
 	}
-	return &reader{shape: s, plan: s.plan(r), reads: r, lenient: lenient, identities: ids}, nil
+	headers := r.key("attributes").key("request").key("http").key("headers")
+	return &reader{shape: s, plan: s.plan(r), reads: r, headers: headers, lenient: lenient, services: files, identities: ids}, nil
 }
 
 // attributes decodes the message itself. The error is errWire.
@@ -44,6 +47,9 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := g.checkMethod(r.headers); err != nil {
+		return nil, err
+	}
 	in := attributes.(ast.Object)
 	put := func(key string, v func() ast.Value) {
 		if r.reads.key(key) != nil {
@@ -55,12 +61,13 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, error) {
 	put("version", version)
 	put("parsed_path", func() ast.Value { return parsedPath(target.Path) })
 	put("parsed_query", func() ast.Value { return parsedQuery(target.Query) })
+	put("source_principal", func() ast.Value { return principal(g.Source) })
 	put("source", func() ast.Value { return r.identities.object(&g.source) })
 	put("destination", func() ast.Value { return r.identities.object(&g.destination) })
 	if r.reads.key("parsed_body") == nil && r.reads.key("truncated_body") == nil {
 		return in, nil
 	}
-	body, truncated, err := g.parsedBody(r.reads.key("parsed_body") != nil)
+	body, truncated, err := g.parsedBody(r.reads.key("parsed_body") != nil, target.Path, r.services)
 	put("parsed_body", func() ast.Value { return body })
 	put("truncated_body", func() ast.Value { return ast.Boolean(truncated) })
 	return in, err
@@ -82,6 +89,9 @@ func (r *reader) complete(given ast.Object) (ast.Object, error) {
 	derived := [][2]*ast.Term{{ast.StringTerm("version"), ast.NewTerm(version())},
 		{ast.StringTerm("parsed_path"), ast.NewTerm(parsedPath(target.Path))},
 		{ast.StringTerm("parsed_query"), ast.NewTerm(parsedQuery(target.Query))}}
+	if v := principal(text("attributes", "source", "principal")); v != nil {
+		derived = append(derived, [2]*ast.Term{ast.StringTerm("source_principal"), ast.NewTerm(v)})
+	}
 	for _, key := range []string{"source", "destination"} {
 		if v := r.identities.object(&peer{principal: text("attributes", key, "principal")}); v != nil {
 			derived = append(derived, [2]*ast.Term{ast.StringTerm(key), ast.NewTerm(v)})
@@ -105,6 +115,14 @@ func ref(path []string) ast.Ref {
 
 func version() ast.Value {
 	return ast.NewObject(stringPair("ext_authz", "v3"), stringPair("encoding", "protojson"))
+}
+
+// principal is the peer as the proxy names it, whatever it is; nothing where it names none.
+func principal(name string) ast.Value {
+	if name == "" {
+		return nil
+	}
+	return ast.String(name)
 }
 
 // parsedPath is the path's segments; a trailing slash gives a last empty one.
@@ -135,6 +153,8 @@ type glance struct {
 	authz.Request
 	source, destination peer
 	http                [][]byte // the HttpRequest, in its pieces
+	overriding          [][]byte // entries of the headers map that may name another method
+	headerMap           [][]byte // the HeaderMap, in its pieces: instead of the map where the proxy encodes headers raw
 	body, rawBody       []byte
 }
 
@@ -167,6 +187,10 @@ func (g *glance) lookHTTP(b []byte) {
 		switch n {
 		case 2:
 			g.Method = string(v)
+		case 3:
+			if maybeOverrides(v) {
+				g.overriding = append(g.overriding, v)
+			}
 		case 4:
 			g.Path = string(v)
 		case 5:
@@ -175,11 +199,13 @@ func (g *glance) lookHTTP(b []byte) {
 			g.body = v
 		case 12:
 			g.rawBody = v
+		case 13:
+			g.headerMap = append(g.headerMap, v)
 		}
 	})
 }
 
-// header gives the value that the headers map has for a name.
+// header gives the value that the headers map has for a name, or else the header map, its lines joined as the proxy would.
 func (g *glance) header(name string) (value string) {
 	for _, b := range g.http {
 		each(b, 3, func(entry []byte) {
@@ -188,7 +214,37 @@ func (g *glance) header(name string) (value string) {
 			}
 		})
 	}
+	if value != "" {
+		return value
+	}
+	g.eachRaw(func(key, line string) {
+		switch {
+		case key != name:
+		case value == "":
+			value = line
+		default:
+			value += "," + line
+		}
+	})
 	return value
+}
+
+// eachRaw visits the lines of the header map.
+func (g *glance) eachRaw(visit func(name, value string)) {
+	for _, b := range g.headerMap {
+		each(b, 1, func(line []byte) {
+			var name, value string
+			fields(line, func(n protowire.Number, v []byte) {
+				switch {
+				case n == 1:
+					name = string(v)
+				case n == 2 || n == 3 && len(v) > 0:
+					value = string(v)
+				}
+			})
+			visit(name, value)
+		})
+	}
 }
 
 func each(b []byte, number protowire.Number, visit func(v []byte)) {

@@ -73,6 +73,7 @@ func TestInputIsWhatProtojsonWrites(t *testing.T) {
 	peer := func(id string, path ...any) map[string]any {
 		return map[string]any{"spiffe_id": id, "trust_domain": "example.org", "path": path, "certificate": false}
 	}
+	want["source_principal"] = "spiffe://example.org/ns/shop/web"
 	want["source"] = peer("spiffe://example.org/ns/shop/web", "ns", "shop", "web")
 	want["destination"] = peer("spiffe://example.org/api", "api")
 	want["version"] = map[string]any{"ext_authz": "v3", "encoding": "protojson"}

@@ -66,7 +66,7 @@ func NewLive(ctx context.Context, c LiveConfig) (*Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	checker, err := newReader(nil, false, ids)
+	checker, err := newReader(nil, false, nil, ids)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
-	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/internal/strictyaml"
 )
 
@@ -16,7 +15,7 @@ type manifest struct {
 	Decision    string     `yaml:"decision"`    // a path; default envoy/authz/allow
 	Rego        string     `yaml:"rego"`        // v1 or v0
 	Paths       string     `yaml:"paths"`       // strict or lenient
-	Descriptors []string   `yaml:"descriptors"` // not there yet
+	Descriptors []string   `yaml:"descriptors"` // files of the folder: what unary gRPC bodies are
 	Network     []string   `yaml:"network"`     // hosts that http.send may reach
 	Record      recordKeys `yaml:"record"`
 	Reason      string     `yaml:"reason"` // record or client
@@ -66,15 +65,13 @@ func (m manifest) settle() (manifest, error) {
 			return m, fmt.Errorf("policy.yaml: %s: %q is none of %s", choice.key, *choice.value, strings.Join(choice.known, ", "))
 		}
 	}
-	if len(m.Descriptors) > 0 {
-		return m, fault.New(fault.Invalid, nil, "policy.yaml: descriptors are not served yet").With(fault.NotThereYet, "leave the key out")
-	}
 	if m.Decision == "" {
 		m.Decision = "envoy/authz/allow"
 	}
 	for i, h := range m.Record.Headers {
 		m.Record.Headers[i] = strings.ToLower(h)
 	}
+	m.Decision = strings.Trim(m.Decision, "/")
 	_, err := m.ref()
 	return m, err
 }
@@ -82,7 +79,7 @@ func (m manifest) settle() (manifest, error) {
 // ref is the decision as Rego names it.
 func (m manifest) ref() (ast.Ref, error) {
 	ref := ast.DefaultRootRef.Copy()
-	for _, part := range strings.Split(strings.Trim(m.Decision, "/"), "/") {
+	for _, part := range strings.Split(m.Decision, "/") {
 		if part == "" {
 			return nil, fmt.Errorf("policy.yaml: decision: %q is no path", m.Decision)
 		}

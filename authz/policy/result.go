@@ -2,8 +2,10 @@ package policy
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -18,7 +20,7 @@ type result struct {
 
 // decision turns what a policy said into an answer: true, false or an object with allowed. Keys without meaning for the outcome
 // are not looked at.
-func decision(v ast.Value) authz.Decision {
+func decision(v ast.Value, g *glance) authz.Decision {
 	switch v := v.(type) {
 	case nil:
 		return authz.Decision{Outcome: authz.Denied, Reason: "the decision is undefined"}
@@ -29,7 +31,7 @@ func decision(v ast.Value) authz.Decision {
 		return authz.Decision{Outcome: authz.Denied, Reason: "no rule allows it"}
 	case ast.Object:
 		r := result{object: v}
-		d := r.decision()
+		d := r.decision(g)
 		if r.err != nil {
 			return authz.Decision{Reason: "the policy's result is unusable: " + r.err.Error(), Rule: d.Rule}
 		}
@@ -38,7 +40,7 @@ func decision(v ast.Value) authz.Decision {
 	return authz.Fail(fmt.Sprintf("the policy's result is unusable: it is neither boolean nor object but %s", ast.ValueName(v)))
 }
 
-func (r *result) decision() authz.Decision {
+func (r *result) decision(g *glance) authz.Decision {
 	d := authz.Decision{Outcome: authz.Denied, Reason: r.plain("reason"), Rule: r.plain("rule")}
 	allowed, ok := r.get("allowed").(ast.Boolean)
 	if !ok {
@@ -48,6 +50,7 @@ func (r *result) decision() authz.Decision {
 	d.Metadata = r.metadata("dynamic_metadata")
 	if !allowed {
 		d.Status, d.Body = r.status("http_status"), r.text("body")
+		d.Headers = append(d.Headers, r.grpcStatus("grpc_status", g)...)
 		if d.Reason == "" {
 			d.Reason = "the policy denies it"
 		}
@@ -110,6 +113,21 @@ func (r *result) status(key string) int {
 	}
 	r.wrong(key, "HTTP status")
 	return 0
+}
+
+// grpcStatus is for gRPC callers: without this header the proxy makes their status of the HTTP one, by rules of its own.
+func (r *result) grpcStatus(key string, g *glance) []authz.Header {
+	v := r.get(key)
+	if v == nil || kindOf(g.header("content-type")) != grpcBody {
+		return nil
+	}
+	if n, ok := v.(ast.Number); ok {
+		if code, ok := n.Int(); ok && code > int(codes.OK) && code <= int(codes.Unauthenticated) {
+			return []authz.Header{{Name: "grpc-status", Value: strconv.Itoa(code)}}
+		}
+	}
+	r.wrong(key, "gRPC status of a denial")
+	return nil
 }
 
 func (r *result) texts(key string) []string {

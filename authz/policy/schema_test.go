@@ -43,7 +43,8 @@ func inputSchema() []byte {
 	root["title"] = "What a policy gets as input"
 	for key, schema := range map[string]object{
 		"parsed_path": list(text), "parsed_query": {"type": "object"}, "parsed_body": {}, "truncated_body": {"type": "boolean"},
-		"version": {"type": "object", "properties": object{"ext_authz": text, "encoding": text}}, "source": peer, "destination": peer,
+		"version": {"type": "object", "properties": object{"ext_authz": text, "encoding": text}}, "source_principal": text,
+		"source": peer, "destination": peer,
 	} {
 		root["properties"].(object)[key] = schema
 	}

@@ -85,7 +85,11 @@ func build(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := newReader(reads, m.Paths == "lenient", ids)
+	files, err := readServices(s, m)
+	if err != nil {
+		return nil, err
+	}
+	r, err := newReader(reads, m.Paths == "lenient", files, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +144,7 @@ func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance) (authz
 	case err != nil:
 		return authz.Fail("the policy failed: " + err.Error()), input
 	}
-	return decision(result), input
+	return decision(result, g), input
 }
 
 func rendered(input any) any {

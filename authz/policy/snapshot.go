@@ -41,7 +41,8 @@ type snapshot struct {
 // relevant says whether a file is part of a policy set.
 func relevant(name string) bool {
 	base := path.Base(name)
-	return strings.HasSuffix(base, ".rego") || base == "data.json" || base == "data.yaml" || name == "policy.yaml" || isCase(name)
+	return strings.HasSuffix(base, ".rego") || base == "data.json" || base == "data.yaml" || name == "policy.yaml" || isCase(name) ||
+		isDescriptor(name)
 }
 
 func isCase(name string) bool {
