@@ -7,7 +7,7 @@ export GOFLAGS ?=
 
 RACE := ./internal/... ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
 
-.PHONY: help build demo test unit race end-to-end lint cross needs bench fuzz clients generate clean
+.PHONY: help build demo test unit parity race end-to-end lint cross needs bench fuzz clients generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ cross: ## the binary for the other systems
 
 unit: build ## every package's tests
 	go test $$(go list ./... | grep -v /internal/testdomain)
+
+parity: ## all cases of authz/testdata, asked of opa-envoy-plugin too: make parity PLUGIN=its program
+	OPA_ENVOY_PLUGIN=$(abspath $(PLUGIN)) go test -count=1 -tags parity -run TestParity ./authz/policy
 
 race: ## the packages that share state, under the race detector
 	CGO_ENABLED=1 go test -race -short $(RACE)
