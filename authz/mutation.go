@@ -165,7 +165,7 @@ func removedQuery(d Decision) (names []string) {
 	for part := range strings.SplitSeq(query, "&") {
 		name, _, _ := strings.Cut(part, "=")
 		plain, err := url.QueryUnescape(name)
-		if err == nil && meant[plain] && !written[name] {
+		if err == nil && meant[plain] && !written[name] && !hasControl(name) {
 			written[name] = true
 			names = append(names, name)
 		}

@@ -4,10 +4,13 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
@@ -21,6 +24,7 @@ import (
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/authz"
@@ -233,15 +237,20 @@ func TestManyCallers(t *testing.T) {
 	wg.Wait()
 }
 
-// FuzzEncode: whatever a policy says, the answer is one that protobuf and Envoy's own rules take, or an error.
+// FuzzEncode: whatever a policy says, the answer is an error or one that protobuf, Envoy's own rules and ours take.
 func FuzzEncode(f *testing.F) {
-	f.Add(true, 0, "x-a", "1", "body", "reason")
-	f.Add(false, 403, "X-Writ-Decision-Id", "\x00", "\xff", "a\r\nb")
-	f.Add(false, -1, "", "ü", "", strings.Repeat("ü", 2000))
-	f.Fuzz(func(t *testing.T, allow bool, code int, name, value, body, reason string) {
+	f.Fuzz(func(t *testing.T, allow bool, code int, path, name, value, body, reason string, metadata []byte) {
+		if !utf8.ValidString(path) {
+			return // such a request is malformed
+		}
 		d := authz.Decision{Outcome: authz.Denied, Status: code, Reason: reason, ShowReason: true, Rule: reason, Body: body,
-			Headers: []authz.Header{{name, value}, {name, value}}, RemoveHeaders: []string{name}, ResponseHeaders: []authz.Header{{name, value}},
-			SetQuery: []authz.Parameter{{name, value}}, RemoveQuery: []string{value}}
+			Headers: []authz.Header{{name, value}, {name, value}, {"x-writ-decision-id", "forged"}}, RemoveHeaders: []string{name, "X-Writ-Decision-Id"},
+			ResponseHeaders: []authz.Header{{name, value}}, SetQuery: []authz.Parameter{{name, value}}, RemoveQuery: []string{value + "x"},
+			Request: authz.Request{Path: path}}
+		var s structpb.Struct
+		if proto.Unmarshal(metadata, &s) == nil {
+			d.Metadata = metadata // the decider makes no other
+		}
 		if allow {
 			d.Outcome = authz.Allowed
 		}
@@ -256,10 +265,50 @@ func FuzzEncode(f *testing.F) {
 		if err := r.ValidateAll(); err != nil {
 			t.Fatal(err)
 		}
-		if (r.GetStatus().GetCode() == 0) != allow || (r.GetOkResponse() != nil) != allow {
+		if (r.GetStatus().GetCode() == 0) != allow || (r.GetOkResponse() != nil) != allow || r.GetErrorResponse() != nil {
 			t.Fatal("the answer is not the decision:", &r)
 		}
+		checkSent(t, &r)
 	})
+}
+
+var (
+	sentName    = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]{1,256}$")
+	sentControl = regexp.MustCompile("[\x00-\x08\x0a-\x1f\x7f]")
+	sentRaw     = regexp.MustCompile(`[^!$%'()*+,./0-9:=?@A-Z\[\]_a-z~-]`) // what cannot stand in a parameter as it is
+)
+
+// checkSent holds what leaves to what a message may be made of.
+func checkSent(t *testing.T, r *authv3.CheckResponse) {
+	ids := 0
+	headers := slices.Concat(r.GetOkResponse().GetHeaders(), r.GetDeniedResponse().GetHeaders(), r.GetOkResponse().GetResponseHeadersToAdd())
+	for _, h := range headers {
+		key, value := h.GetHeader().GetKey(), h.GetHeader().GetValue()
+		if !sentName.MatchString(key) || sentControl.MatchString(value) || len(value) > 32<<10 {
+			t.Fatalf("header %q: %q", key, value)
+		}
+		if strings.EqualFold(key, authz.IDHeader) {
+			ids++
+		}
+	}
+	if ids != 1 || r.GetDynamicMetadata().GetFields()["decision_id"].GetStringValue() != "ID" {
+		t.Fatal("the decision id is not the one it is:", r)
+	}
+	for _, name := range r.GetOkResponse().GetHeadersToRemove() {
+		if !sentName.MatchString(name) || strings.EqualFold(name, authz.IDHeader) {
+			t.Fatalf("header %q is removed", name)
+		}
+	}
+	for _, name := range r.GetOkResponse().GetQueryParametersToRemove() {
+		if name == "" || sentControl.MatchString(name) {
+			t.Fatalf("parameter %q is removed", name)
+		}
+	}
+	for _, p := range r.GetOkResponse().GetQueryParametersToSet() {
+		if p.GetKey() == "" || sentRaw.MatchString(p.GetKey()) || strings.Contains(p.GetKey(), "=") || sentRaw.MatchString(p.GetValue()) {
+			t.Fatalf("parameter %q: %q", p.GetKey(), p.GetValue())
+		}
+	}
 }
 
 func TestParseTarget(t *testing.T) {

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/url"
@@ -163,38 +164,116 @@ func FuzzDecide(f *testing.F) {
 	whole := wire(f, message(f, fullRequest))
 	f.Add(whole)
 	f.Add(append(append([]byte{}, whole...), wire(f, message(f, `{"attributes": {"source": {"principal": "spiffe://a/b"}, "request": {"http": {"headers": {"x-empty": "no", "y": "z"}}}}}`))...))
-	f.Add([]byte{0x0a, 0x02, 0x0a, 0xff})
-	f.Add([]byte{0x0b, 0x0c})
-	f.Add([]byte{0x0a, 0x08, 0x22, 0x06, 0x12, 0x04, 0x22, 0x02, 0xff, 0xfe}) // a path that is not UTF-8
 	f.Add(protowire.AppendBytes([]byte{0x0a}, protowire.AppendBytes([]byte{0x0a}, []byte{0x0a, 0x04, 0x0a, 0x02, 0x20, 0x00})))
 	set := echo(f)
 	allow := load(f, map[string]string{"a.rego": "package envoy.authz\nallow := true\n"})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r authv3.CheckRequest
 		malformed := proto.Unmarshal(b, &r) != nil
-		d := set.Decide(context.Background(), b)
-		if none := allow.Decide(context.Background(), b); (none.Outcome == authz.Malformed) != malformed {
+		d, none := set.Decide(context.Background(), b), allow.Decide(context.Background(), b)
+		if (none.Outcome == authz.Malformed) != malformed {
 			t.Fatalf("reading nothing: %v, protobuf calls it malformed: %v", none, malformed)
 		}
 		if (d.Outcome == authz.Malformed) != malformed {
 			t.Fatalf("reading all: %v, protobuf calls it malformed: %v", d, malformed)
 		}
-		if d.Outcome != authz.Allowed {
+		if malformed {
 			return
 		}
-		text, err := protojson.Marshal(&r)
-		if err != nil {
-			return // protojson refuses times and numbers that we leave out
+		attributes := r.GetAttributes()
+		http := attributes.GetRequest().GetHttp()
+		want := authz.Request{Method: http.GetMethod(), Path: http.GetPath(), Host: http.GetHost(),
+			Source: attributes.GetSource().GetPrincipal(), Destination: attributes.GetDestination().GetPrincipal()}
+		if diff := cmp.Diff(want, d.Request); diff != "" {
+			t.Fatal(diff)
 		}
-		var want map[string]any
-		if err := json.Unmarshal(text, &want); err != nil {
-			t.Fatal(err)
+		if other := http.GetHeaders()["x-http-method-override"]; none.Outcome == authz.Allowed && other != "" && !strings.EqualFold(other, want.Method) {
+			t.Fatalf("%s is allowed as %s", other, want.Method)
 		}
-		got, _ := metadata(t, d)["input"].(map[string]any)
-		if diff := cmp.Diff(want["attributes"], got["attributes"]); diff != "" {
-			t.Error(diff)
+		if d.Outcome == authz.Allowed {
+			sameInput(t, &r, metadata(t, d)["input"])
 		}
 	})
+}
+
+func sameInput(t *testing.T, r *authv3.CheckRequest, input any) {
+	text, err := protojson.Marshal(r)
+	if err != nil {
+		return // protojson refuses times and numbers that we leave out
+	}
+	var want map[string]any
+	if err := json.Unmarshal(text, &want); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := input.(map[string]any)
+	if diff := cmp.Diff(want["attributes"], got["attributes"]); diff != "" {
+		t.Error(diff)
+	}
+	if principal, _ := got["source_principal"].(string); principal != r.GetAttributes().GetSource().GetPrincipal() {
+		t.Errorf("source_principal is %q", principal)
+	}
+}
+
+// FuzzJSONBody: what is taken as JSON reads as encoding/json reads it, and none of its objects has lost a key.
+func FuzzJSONBody(f *testing.F) {
+	for _, seed := range []string{`{"a": [1, {"b": null}], "c": "\u0061"}`, `{"a": 1, "\u0061": 2}`, `[1e999, -0]`, `{"a":{}}{}`, `"\ud800"`, `[[[[]]]]`, "\"\xff\""} {
+		f.Add([]byte(seed))
+	}
+	set := echo(f)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		r := &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+			Headers: map[string]string{"content-type": "application/json"}, RawBody: body}}}}
+		d := set.Decide(context.Background(), wire(t, r))
+		if d.Outcome != authz.Allowed {
+			if d.Outcome != authz.Refused {
+				t.Fatal(d)
+			}
+			return
+		}
+		input := metadata(t, d)["input"].(map[string]any)
+		var want any
+		if err := json.Unmarshal(body, &want); err != nil && len(body) > 0 {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, input["parsed_body"]); diff != "" {
+			t.Error(diff)
+		}
+		if got := keys(want); len(body) > 0 && got != bytes.Count(body, []byte(":"))-inTexts(body) {
+			t.Errorf("%d keys of %q", got, body)
+		}
+	})
+}
+
+// keys counts those of all objects in a value.
+func keys(value any) (n int) {
+	switch v := value.(type) {
+	case map[string]any:
+		n = len(v)
+		for _, below := range v {
+			n += keys(below)
+		}
+	case []any:
+		for _, below := range v {
+			n += keys(below)
+		}
+	}
+	return n
+}
+
+// inTexts counts the colons inside the texts of valid JSON.
+func inTexts(body []byte) (n int) {
+	inside := false
+	for i := 0; i < len(body); i++ {
+		switch {
+		case inside && body[i] == '\\':
+			i++
+		case body[i] == '"':
+			inside = !inside
+		case inside && body[i] == ':':
+			n++
+		}
+	}
+	return n
 }
 
 func TestBodies(t *testing.T) {
