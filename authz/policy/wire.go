@@ -117,7 +117,7 @@ func (s *shape) read(b []byte, plan *plan, depth int) (ast.Value, error) {
 	var slots [maxFields]slot
 	for len(b) > 0 {
 		number, wire, n := protowire.ConsumeTag(b)
-		if n < 0 {
+		if n < 0 || number > protowire.MaxValidNumber {
 			return nil, errWire
 		}
 		b = b[n:]
@@ -229,7 +229,7 @@ func (s *shape) valid(b []byte, depth int) bool {
 func mapEntry(b []byte, message bool) (key, value []byte, ok bool) {
 	for len(b) > 0 {
 		number, wire, n := protowire.ConsumeTag(b)
-		if n < 0 {
+		if n < 0 || number > protowire.MaxValidNumber {
 			return nil, nil, false
 		}
 		b = b[n:]
