@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -29,40 +28,127 @@ func jsonValue(raw []byte) (ast.Value, error) {
 	if !utf8.Valid(raw) {
 		return nil, errNoJSON
 	}
+	var document json.RawMessage
 	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber()
-	v, err := readJSON(d, maxNested)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("the body has more than one JSON document")
-	}
-	return v, nil
-}
-
-func readJSON(d *json.Decoder, depth int) (ast.Value, error) {
-	token, err := d.Token()
-	if err != nil {
+	if err := d.Decode(&document); err != nil {
 		return nil, errNoJSON
 	}
-	switch token := token.(type) {
-	case json.Delim:
+	if len(bytes.TrimLeft(raw[d.InputOffset():], jsonSpace)) > 0 {
+		return nil, errors.New("the body has more than one JSON document")
+	}
+	r := jsonReader{rest: string(document)}
+	return r.value(maxNested)
+}
+
+// A jsonReader makes values of JSON that was found valid. Its texts are parts of the one string.
+type jsonReader struct{ rest string }
+
+const jsonSpace = " \t\r\n"
+
+// next takes white space and gives the byte behind it.
+func (r *jsonReader) next() byte {
+	r.rest = strings.TrimLeft(r.rest, jsonSpace)
+	return r.rest[0]
+}
+
+func (r *jsonReader) take(n int) string {
+	taken := r.rest[:n]
+	r.rest = r.rest[n:]
+	return taken
+}
+
+func (r *jsonReader) value(depth int) (ast.Value, error) {
+	switch c := r.next(); c {
+	case '{', '[':
 		if depth == 0 {
 			return nil, errors.New("the body's JSON is nested too deep")
 		}
-		if token == '{' {
-			return readObject(d, depth-1)
+		r.take(1)
+		if c == '{' {
+			return r.object(depth - 1)
 		}
-		return readArray(d, depth-1)
-	case string:
-		return ast.String(token), nil
-	case json.Number:
-		return readNumber(string(token))
-	case bool:
-		return ast.Boolean(token), nil
+		return r.array(depth - 1)
+	case '"':
+		return r.text()
+	case 't':
+		r.take(len("true"))
+		return ast.Boolean(true), nil
+	case 'f':
+		r.take(len("false"))
+		return ast.Boolean(false), nil
+	case 'n':
+		r.take(len("null"))
+		return ast.Null{}, nil
 	}
-	return ast.Null{}, nil
+	n := strings.IndexAny(r.rest, ",]}"+jsonSpace)
+	if n < 0 {
+		n = len(r.rest)
+	}
+	return readNumber(r.take(n))
+}
+
+// text ends at the first quotation mark that no backslash stands before.
+func (r *jsonReader) text() (ast.Value, error) {
+	end := 1
+	for r.rest[end] != '"' {
+		if r.rest[end] == '\\' {
+			end++
+		}
+		end++
+	}
+	quoted := r.take(end + 1)
+	if strings.IndexByte(quoted, '\\') < 0 {
+		return ast.String(quoted[1:end]), nil
+	}
+	var plain string
+	if err := json.Unmarshal([]byte(quoted), &plain); err != nil {
+		return nil, errNoJSON
+	}
+	return ast.String(plain), nil
+}
+
+func (r *jsonReader) object(depth int) (ast.Value, error) {
+	object := ast.NewObject()
+	for n := 1; r.more('}'); n++ {
+		key, err := r.value(0)
+		if err != nil {
+			return nil, err
+		}
+		r.next() // the colon
+		r.take(1)
+		value, err := r.value(depth)
+		if err != nil {
+			return nil, err
+		}
+		if object.Insert(ast.NewTerm(key), ast.NewTerm(value)); object.Len() != n {
+			return nil, errors.New("a key stands twice in the body's JSON")
+		}
+	}
+	return object, nil
+}
+
+func (r *jsonReader) array(depth int) (ast.Value, error) {
+	var terms []*ast.Term
+	for r.more(']') {
+		value, err := r.value(depth)
+		if err != nil {
+			return nil, err
+		}
+		terms = append(terms, ast.NewTerm(value))
+	}
+	return ast.NewArray(terms...), nil
+}
+
+// more takes a comma, or the bracket that ends an object or a list.
+func (r *jsonReader) more(end byte) bool {
+	switch r.next() {
+	case end:
+		r.take(1)
+		return false
+	case ',':
+		r.take(1)
+	}
+	return true
 }
 
 // readNumber takes what fits a double, as most readers hold numbers (RFC 8259 section 6). OPA panics at exponents that it cannot
@@ -79,42 +165,4 @@ func readNumber(text string) (ast.Value, error) {
 		}
 	}
 	return ast.Number(text), nil
-}
-
-func readObject(d *json.Decoder, depth int) (ast.Value, error) {
-	object := ast.NewObject()
-	for n := 1; d.More(); n++ {
-		key, err := readJSON(d, 1)
-		if err != nil {
-			return nil, err
-		}
-		value, err := readJSON(d, depth)
-		if err != nil {
-			return nil, err
-		}
-		if object.Insert(ast.NewTerm(key), ast.NewTerm(value)); object.Len() != n {
-			return nil, errors.New("a key stands twice in the body's JSON")
-		}
-	}
-	return object, closing(d)
-}
-
-func readArray(d *json.Decoder, depth int) (ast.Value, error) {
-	var terms []*ast.Term
-	for d.More() {
-		value, err := readJSON(d, depth)
-		if err != nil {
-			return nil, err
-		}
-		terms = append(terms, ast.NewTerm(value))
-	}
-	return ast.NewArray(terms...), closing(d)
-}
-
-// closing takes the bracket that ends an object or a list.
-func closing(d *json.Decoder) error {
-	if _, err := d.Token(); err != nil {
-		return errNoJSON
-	}
-	return nil
 }
