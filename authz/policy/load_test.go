@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+
 	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/authz/policy"
 	"github.com/writ-dev/writ/internal/fault"
@@ -63,6 +66,44 @@ func TestBrokenSetsDoNotLoad(t *testing.T) {
 				t.Errorf("got %v, want %q", err, row.want)
 			}
 		})
+	}
+}
+
+func TestDescriptorsMustAgree(t *testing.T) {
+	file := func(name, service string, imports ...string) string {
+		return string(wire(t, &descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{{Name: proto.String(name),
+			Dependency: imports, Service: []*descriptorpb.ServiceDescriptorProto{{Name: proto.String(service)}}}}}))
+	}
+	rows := []struct {
+		name, a, b, want string
+	}{
+		{"one file in both", file("x.proto", "A"), file("x.proto", "A"), ""},
+		{"two files", file("x.proto", "A"), file("y.proto", "B"), ""},
+		{"two files of one name", file("x.proto", "A"), file("x.proto", "B"), "b.pb: x.proto is another file"},
+		{"one service in two files", file("x.proto", "A"), file("y.proto", "A"), "descriptors:"},
+		{"an import that is not there", file("x.proto", "A", "z.proto"), file("y.proto", "B"), "with their imports"},
+		{"an import from the other set", file("x.proto", "A", "y.proto"), file("y.proto", "B"), ""},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			files := map[string]string{"a.rego": allowAll, "a.pb": row.a, "b.pb": row.b, "policy.yaml": "descriptors: [a.pb, b.pb]\n"}
+			_, err := policy.LoadFS(t.Context(), mapFS(files), policy.Config{})
+			if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+				t.Errorf("got %v, want %q", err, row.want)
+			}
+		})
+	}
+}
+
+// TestDescriptorsArePartOfTheRevision: a change of them alone must go live.
+func TestDescriptorsArePartOfTheRevision(t *testing.T) {
+	revision := func(service string) string {
+		set := string(wire(t, &descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{{Name: proto.String("x.proto"),
+			Service: []*descriptorpb.ServiceDescriptorProto{{Name: proto.String(service)}}}}}))
+		return load(t, map[string]string{"a.rego": allowAll, "api/x.binpb": set, "policy.yaml": "descriptors: [api/x.binpb]\n"}).Revision()
+	}
+	if revision("A") == revision("B") {
+		t.Error("two descriptor sets are one revision")
 	}
 }
 
