@@ -116,6 +116,10 @@ func TestFailuresAreDeniedAnswers(t *testing.T) {
 		{"a header that would be two", always(authz.Decision{Outcome: authz.Allowed, Headers: []authz.Header{{"a", "b\r\nc: d"}}}), t.Context()},
 		{"a status that is none", always(authz.Decision{Outcome: authz.Denied, Status: 1 << 33}), t.Context()},
 		{"a body that is not UTF-8", always(authz.Decision{Outcome: authz.Denied, Body: "\xff"}), t.Context()},
+		{"a header value over 32 KiB", always(authz.Decision{Outcome: authz.Allowed, Headers: []authz.Header{{"a", strings.Repeat("x", 32<<10+1)}}}), t.Context()},
+		{"more than 1,000 headers", always(authz.Decision{Outcome: authz.Allowed, RemoveHeaders: slices.Repeat([]string{"a"}, 1001)}), t.Context()},
+		{"a body over 1 MiB", always(authz.Decision{Outcome: authz.Denied, Body: strings.Repeat("x", 1<<20)}), t.Context()},
+		{"metadata over 1 MiB", always(authz.Decision{Outcome: authz.Allowed, Metadata: large(t)}), t.Context()},
 		{"an unknown outcome", always(authz.Decision{Outcome: 0}), t.Context()},
 	}
 	for _, row := range rows {
@@ -127,6 +131,32 @@ func TestFailuresAreDeniedAnswers(t *testing.T) {
 			}
 			if len(kept.list) != 1 || kept.list[0].Allow || kept.list[0].Reason == "" && row.name != "the zero decision" && row.name != "an unknown outcome" {
 				t.Error("recorded:", kept.list)
+			}
+		})
+	}
+}
+
+// large is metadata of over 1 MiB.
+func large(t testing.TB) []byte {
+	t.Helper()
+	b, err := proto.Marshal(&structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewStringValue(strings.Repeat("x", 1<<20))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestLargeAnswersAreSent: what stands at the bounds goes out.
+func TestLargeAnswersAreSent(t *testing.T) {
+	for name, d := range map[string]authz.Decision{
+		"a header value of 32 KiB": {Outcome: authz.Allowed, Headers: []authz.Header{{"a", strings.Repeat("x", 32<<10)}}},
+		"1,000 headers":            {Outcome: authz.Allowed, RemoveHeaders: slices.Repeat([]string{"a"}, 1000)},
+		"a body of nearly 1 MiB":   {Outcome: authz.Denied, Body: strings.Repeat("x", 1<<20-1024)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := check(t, newServer(t, authz.Config{Decider: always(d)}), t.Context())
+			if code := r.GetDeniedResponse().GetStatus().GetCode(); code == 503 {
+				t.Error("it was not sent")
 			}
 		})
 	}
