@@ -3,6 +3,8 @@ package policy
 import (
 	"errors"
 	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // overrides says whether a header lets its sender name another method than the request has, as many frameworks serve it. They do
@@ -20,10 +22,23 @@ func overrides(name string) bool {
 	return false
 }
 
-// maybeOverrides is overrides for an entry of the headers map as proxies write it, key first, at the cost of a look.
+// maybeOverrides says at the cost of a look what overrides needs to see of the entries of the headers map: those whose name is as
+// long and has the right third letter, and those that are not written as proxies write them, one name and then one value.
 func maybeOverrides(entry []byte) bool {
-	return len(entry) > 2 && (entry[0] != 0x0a || entry[1] == 13 || entry[1] == 17 || entry[1] == 22)
+	if len(entry) < 2 || entry[0] != 0x0a || entry[1] > 127 {
+		return len(entry) > 0
+	}
+	name := int(entry[1])
+	if len(entry) > 2+name {
+		size, n := protowire.ConsumeVarint(entry[min(3+name, len(entry)):])
+		if entry[2+name] != 0x12 || n < 0 || uint64(3+name+n)+size != uint64(len(entry)) {
+			return true
+		}
+	}
+	return (name == 13 || name == 17 || name == 22) && len(entry) > 4 && (entry[4]|0x20 == 'h' || entry[4]|0x20 == 'm')
 }
+
+var errMethod = errors.New("a header names another method than the request has")
 
 // checkMethod refuses a request that the upstream may serve by another method than the policy judges, unless the policy reads the
 // very header that says so.
@@ -32,13 +47,19 @@ func (g *glance) checkMethod(headers *reads) error {
 	for _, entry := range g.overriding {
 		name, value, _ := mapEntry(entry, false)
 		if overrides(string(name)) && !strings.EqualFold(string(value), g.Method) && !judged(string(name)) {
-			return errors.New("a header names another method than the request has")
+			return errMethod
 		}
 	}
-	var err error
+	if len(g.headerMap) == 0 {
+		return nil
+	}
+	return g.checkRawMethod()
+}
+
+func (g *glance) checkRawMethod() (err error) {
 	g.eachRaw(func(name, value string) {
 		if overrides(name) && !strings.EqualFold(value, g.Method) {
-			err = errors.New("a header names another method than the request has")
+			err = errMethod
 		}
 	})
 	return err
