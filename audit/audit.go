@@ -8,6 +8,8 @@ package audit
 import (
 	"encoding/hex"
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -119,5 +121,64 @@ type Decision struct {
 	Rule        string    `json:"rule"`
 	Shadow      bool      `json:"shadow"`
 	ElapsedUS   int64     `json:"elapsed_us"`
-	Input       any       `json:"input,omitempty"` // what the policy reads, masked; turned to JSON off the request path, so it must not change any more
+	Input       any       `json:"input,omitempty"`      // what the policy reads, masked; a Lazy is asked for it
+	Outcome     string    `json:"outcome"`              // allowed, denied, refused (400) or failed (503)
+	Erased      []string  `json:"erased,omitempty"`     // what the set's own masking rules took out, as JSON pointers
+	Masked      []string  `json:"masked,omitempty"`     // what they put another value for
+	MaskError   string    `json:"mask_error,omitempty"` // the rules failed: nothing of the request is shown
+
+	Weight int `json:"-"` // of the ring's size, about a KiB each; 0: one
+}
+
+// Lazy is an Input that is made when the record is written, off the request's path. It must not change once it is recorded.
+type Lazy interface {
+	Render() (Rendered, error)
+}
+
+// Rendered is what masking left of an input.
+type Rendered struct {
+	Input          json.RawMessage
+	Erased, Masked []string
+	Failed         string // why the masking rules gave nothing to go by
+}
+
+// withheld stands where masking took a value out of a record's own fields.
+const withheld = "[masked]"
+
+// rendered is the record as it is written. What masking hides of the input, the fields that repeat it do not show either.
+func (d *Decision) rendered() *Decision {
+	lazy, ok := d.Input.(Lazy)
+	if !ok {
+		return d
+	}
+	out := *d
+	r, err := lazy.Render()
+	if err != nil {
+		r = Rendered{Erased: []string{"/input"}, Failed: err.Error()}
+	}
+	out.Input, out.Erased, out.Masked, out.MaskError = nil, r.Erased, r.Masked, r.Failed
+	if len(r.Input) > 0 {
+		out.Input = r.Input
+	}
+	if len(r.Erased) == 0 && len(r.Masked) == 0 {
+		return &out
+	}
+	for at, field := range map[string]*string{
+		"/input/attributes/source/principal":      &out.Source,
+		"/input/attributes/destination/principal": &out.Destination,
+		"/input/attributes/request/http/method":   &out.Method,
+		"/input/attributes/request/http/path":     &out.Path,
+		"/input/attributes/request/http/host":     &out.Host,
+		"/result/reason":                          &out.Reason,
+	} {
+		if *field != "" && (covers(r.Erased, at) || covers(r.Masked, at)) {
+			*field = withheld
+		}
+	}
+	return &out
+}
+
+// covers says whether one of the pointers is at, or leads to it.
+func covers(pointers []string, at string) bool {
+	return slices.ContainsFunc(pointers, func(p string) bool { return at == p || strings.HasPrefix(at, p+"/") })
 }

@@ -105,7 +105,7 @@ func TestFileIsPrivateWhateverTheUmask(t *testing.T) {
 
 func TestLineCannotSteerATerminal(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
-	ring := audit.NewRing(openLines(t, path), 8)
+	ring := audit.NewRing(openLines(t, path), audit.RingConfig{Size: 8})
 	d := audit.Decision{Path: "/\x1b[2J\r\n\x00\u0085\u009b31m\x7f/é<&>\u2028", Reason: "\xff"}
 	ring.Put(&d)
 	if err := ring.Close(); err != nil {

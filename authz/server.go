@@ -27,6 +27,7 @@ type Config struct {
 	Decider    Decider
 	Set        string        // the policy set to ask for; empty: the only one
 	Records    Recorder      // nil: no records
+	Required   bool          // what Records does not take is denied
 	Timeout    time.Duration // of one decision where the caller sets no earlier deadline; 0: one second
 	Reflection bool
 	Now        func() time.Time
@@ -95,11 +96,16 @@ func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 		answer, _ = Encode(d, id) // holds nothing of the policy
 	}
 	elapsed := s.config.Now().Sub(start)
+	if s.config.Records != nil {
+		r := record(d, id, start, elapsed)
+		r.Weight = 1 + len(request)>>10
+		if !s.config.Records.Put(r) && s.config.Required {
+			d = unrecorded(d)
+			answer, _ = Encode(d, id)
+		}
+	}
 	s.count[d.Outcome].Inc()
 	s.took.Observe(elapsed.Seconds())
-	if s.config.Records != nil {
-		s.config.Records.Put(record(d, id, start, elapsed))
-	}
 	return answer, nil
 }
 
@@ -107,6 +113,11 @@ func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 func unusable(d Decision, err error) Decision {
 	return Decision{Outcome: Failed, Reason: "the policy's answer cannot be sent: " + err.Error(), ShowReason: d.ShowReason,
 		Rule: d.Rule, Revision: d.Revision, Request: d.Request, Input: d.Input}
+}
+
+// unrecorded is a decision that may not stand without its record.
+func unrecorded(d Decision) Decision {
+	return Decision{Outcome: Failed, Reason: "no room for the decision's record", ShowReason: d.ShowReason, Rule: d.Rule, Revision: d.Revision}
 }
 
 // decide asks the Decider, for no longer than the caller waits, and turns a panic of it into a denial.
@@ -136,5 +147,5 @@ func record(d Decision, id string, start time.Time, elapsed time.Duration) *audi
 	path, _, _ := strings.Cut(d.Request.Path, "?")
 	return &audit.Decision{Time: start, DecisionID: id, Revision: d.Revision, Source: d.Request.Source,
 		Destination: d.Request.Destination, Method: d.Request.Method, Path: path, Host: d.Request.Host,
-		Allow: d.Outcome == Allowed, Reason: d.Reason, Rule: d.Rule, ElapsedUS: elapsed.Microseconds(), Input: d.Input}
+		Allow: d.Outcome == Allowed, Outcome: d.Outcome.String(), Reason: d.Reason, Rule: d.Rule, ElapsedUS: elapsed.Microseconds(), Input: d.Input}
 }

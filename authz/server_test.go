@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
@@ -169,7 +170,7 @@ func TestRecord(t *testing.T) {
 		Revision: "1", Input: "i", Request: authz.Request{Method: "GET", Path: "/a?token=secret", Host: "h", Source: "s", Destination: "d"}})})
 	check(t, s, t.Context())
 	check(t, s, t.Context())
-	want := audit.Decision{Time: now, Revision: "1", Source: "s", Destination: "d", Method: "GET", Path: "/a", Host: "h", Reason: "no", Rule: "r", Input: "i"}
+	want := audit.Decision{Time: now, Revision: "1", Source: "s", Destination: "d", Method: "GET", Path: "/a", Host: "h", Reason: "no", Rule: "r", Input: "i", Outcome: "denied", Weight: 1}
 	if diff := cmp.Diff(want, *kept.list[0], cmpopts.IgnoreFields(audit.Decision{}, "DecisionID")); diff != "" {
 		t.Error(diff)
 	}
@@ -364,4 +365,36 @@ func FuzzParseTarget(f *testing.F) {
 			t.Errorf("%q reads as %q and %q", raw, target.Path, clean)
 		}
 	})
+}
+
+// fullRing takes records of one caller only.
+type fullRing struct{}
+
+func (fullRing) Put(d *audit.Decision) bool { return d.Source == "other" }
+
+func TestRequiredRecordThatFindsNoRoomDenies(t *testing.T) {
+	for name, test := range map[string]struct {
+		outcome  authz.Outcome
+		source   string
+		required bool
+		want     typev3.StatusCode // 0: allowed
+	}{
+		"allowed, not required":                    {authz.Allowed, "a", false, 0},
+		"allowed, required":                        {authz.Allowed, "a", true, typev3.StatusCode_ServiceUnavailable},
+		"allowed, required, from one who has room": {authz.Allowed, "other", true, 0},
+		"denied, not required":                     {authz.Denied, "a", false, typev3.StatusCode_Forbidden},
+		"denied, required":                         {authz.Denied, "a", true, typev3.StatusCode_ServiceUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t, authz.Config{Records: fullRing{}, Required: test.required, Decider: always(authz.Decision{Outcome: test.outcome,
+				Headers: []authz.Header{{"x-secret", "of the policy"}}, Request: authz.Request{Source: test.source}})})
+			r := check(t, s, t.Context())
+			if got := r.GetDeniedResponse().GetStatus().GetCode(); got != test.want || (test.want == 0) != (r.GetStatus().GetCode() == int32(codes.OK)) {
+				t.Errorf("HTTP status %v and gRPC status %v, want %v", got, r.GetStatus(), test.want)
+			}
+			if test.want == typev3.StatusCode_ServiceUnavailable && strings.Contains(r.String(), "x-secret") {
+				t.Errorf("the answer still holds the policy's headers: %v", r)
+			}
+		})
+	}
 }

@@ -149,7 +149,7 @@ func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error)
 		if d.lines, err = audit.OpenLines(path); err != nil {
 			return err
 		}
-		d.ring = audit.NewRing(d.lines, 1<<14)
+		d.ring = audit.NewRing(d.lines, audit.RingConfig{Size: 1 << 14})
 		config.Records = d.ring
 	}
 	decisions, err := authz.New(config)
