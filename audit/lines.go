@@ -11,8 +11,9 @@ import (
 
 // Lines is a file of JSON lines, 0600, appended to by one process and by one goroutine at a time.
 type Lines struct {
-	file *os.File
-	last uint64
+	file     *os.File
+	last     uint64
+	rotation Rotation
 }
 
 // OpenLines opens the file for appending, or makes it. What a crash left of a last, torn line is cut off.
@@ -90,29 +91,30 @@ func (l *Lines) Feed(rows []Row) error {
 			return fmt.Errorf("record %d: %w", row.ID, err)
 		}
 	}
-	err := l.append(out.Bytes(), (*os.File).Sync)
+	err := l.append(out.Bytes(), true)
 	if err == nil {
 		l.last = rows[len(rows)-1].ID
 	}
 	return err
 }
 
-// Write appends whole lines; after an error none of them is in the file.
+// Write appends whole lines; after an error none of them is in the file. No line is spread over two files.
 func (l *Lines) Write(p []byte) (int, error) {
-	if err := l.append(p, func(*os.File) error { return nil }); err != nil {
-		return 0, err
+	rotating := l.rotateFor(len(p)) // an error here does not keep the lines from the file
+	if err := l.append(p, l.rotation.Sync); err != nil {
+		return 0, errors.Join(err, rotating)
 	}
 	return len(p), nil
 }
 
 // append takes back what it wrote where it could not write all of it, so that a full disk leaves no torn line.
-func (l *Lines) append(p []byte, sync func(*os.File) error) error {
+func (l *Lines) append(p []byte, sync bool) error {
 	info, err := l.file.Stat() // not remembered: the file may have been cut by whoever rotates it
 	if err != nil {
 		return fmt.Errorf("write records: %w", err)
 	}
-	if _, err = l.file.Write(p); err == nil {
-		err = sync(l.file)
+	if _, err = l.file.Write(p); err == nil && sync {
+		err = l.file.Sync()
 	}
 	if err != nil {
 		return fmt.Errorf("write records: %w", errors.Join(err, l.file.Truncate(info.Size())))
