@@ -51,7 +51,7 @@ func compile(ctx context.Context, s *snapshot, m manifest) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := newCompiler(m)
+	c, err := newCompiler(m, modules)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +115,12 @@ func library() (map[string]*ast.Module, error) {
 	return modules, err
 }
 
-func newCompiler(m manifest) (*ast.Compiler, error) {
+func newCompiler(m manifest, modules map[string]*ast.Module) (*ast.Compiler, error) {
 	var schema any
 	if err := json.Unmarshal(policies.InputSchema(), &schema); err != nil {
 		return nil, fmt.Errorf("read input schema: %w", err)
 	}
+	withEvent(schema, modules)
 	schemas := ast.NewSchemaSet()
 	schemas.Put(ast.SchemaRootRef, schema)
 	return ast.NewCompiler().WithCapabilities(capabilities(m)).WithSchemas(schemas).WithDefaultRegoVersion(m.regoVersion()).

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/authz/policy"
 )
@@ -334,10 +335,11 @@ func TestRecordedInputIsMasked(t *testing.T) {
 	r.Attributes.Request.Http.Headers["x-shown"] = "shown"
 	r.Attributes.Request.Http.Headers[":path"] = r.Attributes.Request.Http.Path
 	r.Attributes.Request.Http.Query = "a=1&b=secret"
-	text, err := json.Marshal(set.Decide(t.Context(), wire(t, r)).Input)
+	record, err := set.Decide(t.Context(), wire(t, r)).Input.(audit.Lazy).Render()
 	if err != nil {
 		t.Fatal(err)
 	}
+	text := record.Input
 	plain, _ := url.QueryUnescape(string(text))
 	for _, secret := range []string{"Bearer", "secret", "null", `b=%20x`, `" x"`, "AAE"} {
 		if strings.Contains(plain, secret) && secret != "null" {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"encoding/json"
 	"net/url"
 	"slices"
 	"strings"
@@ -18,22 +17,13 @@ func plainHeaders() []string {
 		"x-forwarded-proto", "x-request-id"}
 }
 
-// recorded is what a policy read, for the record. It is masked and turned to JSON only when it is written: off the request's path.
+// recorded is what a policy read and gave, for the record. It is masked and turned to JSON only when it is written: off the
+// request's path.
 type recorded struct {
-	input ast.Value
-	show  recordKeys
-}
-
-// MarshalJSON implements json.Marshaler.
-func (r recorded) MarshalJSON() ([]byte, error) {
-	v, err := ast.JSON(r.input)
-	if err != nil {
-		return nil, err
-	}
-	if input, ok := v.(map[string]any); ok {
-		r.mask(input)
-	}
-	return json.Marshal(v)
+	set    *Set
+	input  ast.Value
+	result ast.Value // nil: undefined, or none was asked for
+	show   recordKeys
 }
 
 func (r recorded) mask(input map[string]any) {

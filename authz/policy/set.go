@@ -4,7 +4,6 @@ package policy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -37,11 +36,9 @@ type Set struct {
 	revision string
 	manifest manifest
 	program  *program
+	masker   *program // asks the set's own masking rules; nil without them
 	reader   *reader
 }
-
-// recordEagerly is the size of a request over which its record is made at once: a ring of records must not hold such requests.
-const recordEagerly = 64 << 10
 
 // Load reads a folder as one snapshot and gives its set. The error is fault.Invalid and names every fault that was found.
 func Load(ctx context.Context, folder string, c Config) (*Set, error) {
@@ -89,11 +86,18 @@ func build(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	masker, err := p.masking()
+	if err == nil && masker != nil {
+		err = maskReads(reads, masker)
+	}
+	if err != nil {
+		return nil, readable(err)
+	}
 	r, err := newReader(reads, m.Paths == "lenient", files, ids)
 	if err != nil {
 		return nil, err
 	}
-	set := &Set{revision: s.digest, manifest: m, program: p, reader: r}
+	set := &Set{revision: s.digest, manifest: m, program: p, masker: masker, reader: r}
 	return set, errors.Join(test(ctx, s, m, p), set.check(ctx, s))
 }
 
@@ -116,12 +120,9 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 		return authz.Decision{Outcome: authz.Malformed, Reason: err.Error()}
 	}
 	g := look(request)
-	d, input := s.judge(ctx, attributes, g)
+	d, input, result := s.judge(ctx, attributes, g)
 	if input != nil {
-		d.Input = recorded{input, s.manifest.Record}
-		if len(request) > recordEagerly {
-			d.Input = rendered(d.Input)
-		}
+		d.Input = recorded{s, s.lighter(input), result, s.manifest.Record}
 	}
 	d.Request, d.Revision, d.ShowReason = g.Request, s.revision, s.manifest.Reason == "client"
 	if d.Rule == "" {
@@ -130,29 +131,40 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 	return d
 }
 
-func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance) (authz.Decision, ast.Value) {
+// judge gives the decision, and for the record what was read and what the policy gave.
+func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance) (authz.Decision, ast.Value, ast.Value) {
 	input, err := s.reader.input(attributes, g)
 	if err != nil {
-		return authz.Refuse(err.Error()), nil
+		return authz.Refuse(err.Error()), nil, nil
 	}
 	result, err := s.program.ask(ctx, input)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return authz.Fail("timeout"), input
+		return authz.Fail("timeout"), input, nil
 	case errors.Is(err, context.Canceled):
-		return authz.Fail("the caller went away"), input
+		return authz.Fail("the caller went away"), input, nil
 	case err != nil:
-		return authz.Fail("the policy failed: " + err.Error()), input
+		return authz.Fail("the policy failed: " + err.Error()), input, nil
 	}
-	return decision(result, g), input
+	return decision(result, g), input, result
 }
 
-func rendered(input any) any {
-	text, err := json.Marshal(input)
-	if err != nil {
-		return nil
+// lighter leaves out a parsed body that no record of this set shows: it may take fifty times its request's size, and a ring of
+// records is bounded by that of requests.
+func (s *Set) lighter(input ast.Value) ast.Value {
+	all, ok := input.(ast.Object)
+	body := ast.InternedTerm("parsed_body")
+	if !ok || s.manifest.Record.Body || s.masker != nil || all.Get(body) == nil || all.Get(body).Equal(ast.NullTerm()) {
+		return input
 	}
-	return json.RawMessage(text)
+	out := ast.NewObject()
+	all.Foreach(func(key, value *ast.Term) {
+		if key.Equal(body) {
+			value = ast.StringTerm(masked)
+		}
+		out.Insert(key, value)
+	})
+	return out
 }
 
 // Evaluate asks the set's decision about any input, as JSON values; the second result is false when it is undefined.

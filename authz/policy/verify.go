@@ -27,7 +27,7 @@ func test(ctx context.Context, s *snapshot, m manifest, p *program) error {
 	if err != nil {
 		return err
 	}
-	c, err := newCompiler(m)
+	c, err := newCompiler(m, modules)
 	if err != nil {
 		return err
 	}
