@@ -22,6 +22,7 @@ type agentConfig struct {
 	Log         logConfig      `yaml:"log"`
 
 	socketMode, authzMode uint32 // in `writ dev` both are open to every user
+	adminMode             uint32 // of the admin socket; in `writ dev` the owner's alone
 	example               bool   // `writ dev` decides by the example set where no folder is named
 }
 
@@ -39,7 +40,7 @@ type authzConfig struct {
 	Listen      []string       `yaml:"listen"`       // unix URIs and loopback addresses; none: no decisions here
 	ForwardAuth string         `yaml:"forward_auth"` // not there yet
 	Policy      string         `yaml:"policy"`       // a folder; required where listen is set
-	Records     string         `yaml:"records"`      // decision records; "off": none; decisions.jsonl in the data directory
+	Records     recordsConfig  `yaml:"records"`      // decision records: a file, "off", or the keys of recordsConfig
 	TLS         map[string]any `yaml:"tls"`          // not there yet
 }
 
@@ -50,6 +51,7 @@ func (c agentConfig) withDefaults() agentConfig {
 	orDefault(&c.AdminSocket, "/run/writ/agent-admin.sock")
 	orDefault(&c.socketMode, 0o777)
 	orDefault(&c.authzMode, 0o660)
+	orDefault(&c.adminMode, 0o660)
 	c.Socket, c.AdminSocket = socketPath(c.Socket), socketPath(c.AdminSocket)
 	return c
 }
@@ -86,6 +88,7 @@ func (p *problems) authz(c authzConfig, example bool) {
 	if len(c.Listen) > 0 && c.Policy == "" && !example {
 		p.add("authz.policy", "is missing: the folder of the policy set")
 	}
+	p.records(c.Records)
 	if c.ForwardAuth != "" {
 		p.notYet("authz.forward_auth")
 	}

@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -28,7 +28,6 @@ import (
 	"github.com/writ-dev/writ/attest/jointoken"
 	"github.com/writ-dev/writ/attest/unix"
 	"github.com/writ-dev/writ/attest/x509pop"
-	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/authz/policy"
 )
@@ -49,8 +48,10 @@ type agentDaemon struct {
 	policies *policy.Live // nil without authz.listen
 	decider  *grpc.Server
 	doors    []net.Listener // of the decider
-	ring     *audit.Ring    // nil when records are off
-	lines    *audit.Lines
+	records  *recordKeeper  // nil without authz.listen, or when records are off
+
+	admin      net.Listener // this node's own admin socket
+	adminServe *http.Server
 }
 
 // agentParts is what `writ dev` and `writ agent join` give an agent beside its file.
@@ -75,9 +76,11 @@ func newAgentDaemon(ctx context.Context, c agentConfig, parts agentParts, log *s
 	}
 	d.newSurface()
 	if len(c.Authz.Listen) > 0 {
-		err = d.newDecider(ctx, parts.policy)
+		if err = d.newDecider(ctx, parts.policy); err != nil {
+			return d, err
+		}
 	}
-	return d, err
+	return d, d.listenAdmin()
 }
 
 // newAgent gives the agent for a configuration, proving itself by what the configuration and the token name.
@@ -145,12 +148,11 @@ func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error)
 		return err
 	}
 	config := authz.Config{Decider: d.policies, Log: d.log, Registerer: d.metrics}
-	if path := d.records(); path != "" {
-		if d.lines, err = audit.OpenLines(path); err != nil {
-			return err
-		}
-		d.ring = audit.NewRing(d.lines, audit.RingConfig{Size: 1 << 14})
-		config.Records = d.ring
+	if d.records, err = newRecordKeeper(c.Records, d.config.DataDir, d.config.TrustDomain, d.log, d.metrics); err != nil {
+		return err
+	}
+	if d.records != nil {
+		config.Records, config.Required = d.records.ring, c.Records.Required
 	}
 	decisions, err := authz.New(config)
 	if err != nil {
@@ -167,18 +169,6 @@ func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error)
 	return nil
 }
 
-// records is the file of decision records, empty where they are off.
-func (d *agentDaemon) records() string {
-	switch path := d.config.Authz.Records; path {
-	case "off":
-		return ""
-	case "":
-		return filepath.Join(d.config.DataDir, "decisions.jsonl")
-	default:
-		return path
-	}
-}
-
 // listenAuthz opens a Unix socket, or a loopback address, which the configuration was checked to be.
 func listenAuthz(address string, mode fs.FileMode) (net.Listener, error) {
 	if strings.HasPrefix(address, "unix:") {
@@ -193,6 +183,7 @@ func (d *agentDaemon) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.agent.Run(ctx) })
 	g.Go(func() error { return ignoreStopped(d.surface.Serve(peer.Paced(d.socket))) })
+	g.Go(func() error { return ignoreStopped(d.adminServe.Serve(d.admin)) })
 	if d.policies != nil {
 		g.Go(func() error { return d.policies.Watch(ctx) })
 		for _, door := range d.doors {
@@ -203,6 +194,7 @@ func (d *agentDaemon) run(ctx context.Context) error {
 		<-ctx.Done()
 		d.workloads.Stop()
 		d.secrets.Stop()
+		d.adminServe.Close()
 		stopWithin(d.surface, time.Second)
 		if d.decider != nil {
 			stopWithin(d.decider, time.Second)
@@ -255,16 +247,13 @@ func (d *agentDaemon) close() {
 	if d.decider != nil {
 		d.decider.Stop()
 	}
-	for _, l := range append(d.doors, d.socket) {
+	for _, l := range append(d.doors, d.socket, d.admin) {
 		if l != nil {
 			l.Close()
 		}
 	}
-	if d.ring != nil {
-		d.ring.Close()
-	}
-	if d.lines != nil {
-		d.lines.Close()
+	if d.records != nil {
+		d.records.close()
 	}
 }
 
@@ -276,7 +265,7 @@ func stopWithin(s *grpc.Server, d time.Duration) {
 }
 
 func ignoreStopped(err error) error {
-	if errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+	if errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err

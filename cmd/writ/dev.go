@@ -137,14 +137,14 @@ func (d *devDomain) configure() (err error) {
 	orDefault(&a.DataDir, at("agent"))
 	orDefault(&a.Socket, at("run", "agent.sock"))
 	orDefault(&a.AdminSocket, at("run", "agent-admin.sock"))
-	orDefault(&a.Authz.Records, at("decisions.jsonl"))
+	orDefault(&a.Authz.Records.File, at("decisions.jsonl"))
 	if len(a.Authz.Listen) == 0 {
 		a.Authz.Listen = []string{"unix://" + at("run", "authz.sock"), firstOf(f.authzListen, "127.0.0.1:0")}
 	} else if f.authzListen != "" {
 		a.Authz.Listen = []string{a.Authz.Listen[0], f.authzListen}
 	}
 	a.Authz.Policy = firstOf(f.policy, a.Authz.Policy)
-	a.socketMode, a.authzMode, a.example = 0o777, 0o777, true
+	a.socketMode, a.authzMode, a.adminMode, a.example = 0o777, 0o777, 0o600, true
 	*s, *a = s.withDefaults(), a.withDefaults()
 	all := devProblems(d.config, true)
 	if f.domain != "" || domain != defaultDevDomain {

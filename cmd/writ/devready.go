@@ -26,6 +26,7 @@ type readyFile struct {
 	WorkloadAPI string   `json:"workload_api"`
 	ExtAuthz    []string `json:"ext_authz"`
 	Admin       string   `json:"admin"`
+	AgentAdmin  string   `json:"agent_admin"`
 	Server      string   `json:"server"`
 	Metrics     string   `json:"metrics"`
 	Health      string   `json:"health"`
@@ -70,10 +71,11 @@ func (d *devDomain) ready() readyFile {
 		PID:         os.Getpid(),
 		WorkloadAPI: uri(d.config.Agent.Socket),
 		Admin:       uri(d.config.Server.AdminSocket),
+		AgentAdmin:  uri(d.config.Agent.AdminSocket),
 		Server:      d.server.nodeAddress(),
 		Metrics:     http + "/metrics",
 		Health:      http + "/healthz",
-		Decisions:   d.agent.records(),
+		Decisions:   d.agent.records.path(),
 	}
 	for _, door := range d.agent.doors {
 		if door.Addr().Network() == "unix" {
@@ -87,7 +89,7 @@ func (d *devDomain) ready() readyFile {
 
 // answers dials every address once.
 func (r readyFile) answers(ctx context.Context) error {
-	addresses := append([]string{r.WorkloadAPI, r.Admin, r.Server, strings.TrimSuffix(strings.TrimPrefix(r.Metrics, "http://"), "/metrics")}, r.ExtAuthz...)
+	addresses := append([]string{r.WorkloadAPI, r.Admin, r.AgentAdmin, r.Server, strings.TrimSuffix(strings.TrimPrefix(r.Metrics, "http://"), "/metrics")}, r.ExtAuthz...)
 	for _, address := range addresses {
 		network := "tcp"
 		if strings.HasPrefix(address, "unix:") {
@@ -113,7 +115,7 @@ func (d *devDomain) banner(r readyFile, out, talk io.Writer) {
 	fmt.Fprintf(out, "  export %s=%s\n  export %s=%s\n", workloadVariable, r.WorkloadAPI, adminVariable, r.Admin)
 	fmt.Fprintf(out, "  writ svid get          # this user's identity\n  writ entry get         # who may hold what\n")
 	if r.Decisions != "" {
-		fmt.Fprintf(out, "  tail -f %s   # decisions as they fall\n", r.Decisions)
+		fmt.Fprintf(out, "  writ tail decisions -f --agent-admin %s   # decisions as they fall\n", r.AgentAdmin)
 	}
 	fmt.Fprintf(out, "\next_authz for Envoy: %s\n", strings.Join(r.ExtAuthz, "  "))
 }

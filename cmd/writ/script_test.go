@@ -42,6 +42,7 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 		if err == nil {
 			ts.Setenv(adminVariable, r.Admin)
 			ts.Setenv(workloadVariable, r.WorkloadAPI)
+			ts.Setenv(agentAdminVariable, r.AgentAdmin)
 			ts.Setenv("HEALTH", r.Health)
 			ts.Setenv("SERVER", r.Server)
 			return

@@ -139,9 +139,14 @@ func (d *serverDaemon) listen() (err error) {
 	if d.admin, err = peer.Listen(d.config.AdminSocket, fs.FileMode(d.config.adminMode)); err != nil {
 		return err
 	}
-	if group, err := user.LookupGroup("writ"); err == nil && d.config.adminMode&0o060 != 0 {
+	return toOperators(d.config.AdminSocket, d.config.adminMode)
+}
+
+// toOperators gives a socket that its group may use to the group writ, where there is one.
+func toOperators(socket string, mode uint32) error {
+	if group, err := user.LookupGroup("writ"); err == nil && mode&0o060 != 0 {
 		if gid, err := strconv.Atoi(group.Gid); err == nil {
-			return os.Chown(d.config.AdminSocket, -1, gid)
+			return os.Chown(socket, -1, gid)
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ import (
 // Decode reads a file of one document into what into points to. Keys are the yaml tags of its fields, or the field's name in
 // lower case; what the file does not name, or gives no value, stays as it was, so defaults can be set before. A file without a
 // document changes nothing. Text is taken as written, a time.Duration is text such as 1h30m, and a type that implements
-// encoding.TextUnmarshaler reads itself. The error is Mistakes.
+// encoding.TextUnmarshaler reads itself; a struct that does may also stand as its keys. The error is Mistakes.
 func Decode(name string, data []byte, into any) error {
 	documents, err := Documents(name, data)
 	if err != nil {
@@ -83,7 +83,7 @@ func (w *decoder) value(node ast.Node, v reflect.Value) {
 		w.value(node, v.Elem())
 		return
 	}
-	if reader, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if reader, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok && (v.Kind() != reflect.Struct || pairs(node) == nil) {
 		w.text(node, func(s string) error { return reader.UnmarshalText([]byte(s)) })
 		return
 	}
