@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 func TestMain(m *testing.M) {
@@ -16,7 +20,8 @@ func TestMain(m *testing.M) {
 
 // TestCommands runs testdata/*.txtar: every command as a person types it. Beside testscript's own commands there is
 // `ready FILE`, which waits for a ready file and sets WRIT_ADMIN, SPIFFE_ENDPOINT_SOCKET and the like from it, and
-// `eventually COMMAND...`, which runs a writ command until it ends with 0.
+// `eventually COMMAND...`, which runs a writ command until it ends with 0, `check SOURCE METHOD PATH`, which asks ext_authz as Envoy
+// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them.
 func TestCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -24,7 +29,7 @@ func TestCommands(t *testing.T) {
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private},
 	})
 }
 
@@ -43,6 +48,7 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Setenv(adminVariable, r.Admin)
 			ts.Setenv(workloadVariable, r.WorkloadAPI)
 			ts.Setenv(agentAdminVariable, r.AgentAdmin)
+			ts.Setenv("AUTHZ", r.ExtAuthz[0])
 			ts.Setenv("HEALTH", r.Health)
 			ts.Setenv("SERVER", r.Server)
 			return
@@ -62,6 +68,41 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(end) {
 			ts.Fatalf("%v never came to that: %v", args, err)
+		}
+	}
+}
+
+func check(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: check SOURCE METHOD PATH")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	id, err := decide(ctx, ts.Getenv("AUTHZ"), args[0], args[1], args[2])
+	ts.Check(err)
+	ts.Setenv("ID", id)
+	eventually(ts, false, []string{"writ", "tail", "decisions", "--id", id})
+}
+
+// decide asks ext_authz once and gives the decision's id.
+func decide(ctx context.Context, target, source, method, path string) (id string, err error) {
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	answer, err := authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		Source:  &authv3.AttributeContext_Peer{Principal: source},
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: method, Path: path, Host: "api"}}}})
+	return answer.GetDynamicMetadata().GetFields()["decision_id"].GetStringValue(), err
+}
+
+func private(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args {
+		info, err := os.Stat(ts.MkAbs(name))
+		ts.Check(err)
+		if info.Mode().Perm() != 0o600 {
+			ts.Fatalf("%s has mode %04o", name, info.Mode().Perm())
 		}
 	}
 }
