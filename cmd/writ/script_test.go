@@ -4,11 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"regexp"
+	"slices"
 	"testing"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -21,7 +26,8 @@ func TestMain(m *testing.M) {
 // TestCommands runs testdata/*.txtar: every command as a person types it. Beside testscript's own commands there is
 // `ready FILE`, which waits for a ready file and sets WRIT_ADMIN, SPIFFE_ENDPOINT_SOCKET and the like from it, and
 // `eventually COMMAND...`, which runs a writ command until it ends with 0, `check SOURCE METHOD PATH`, which asks ext_authz as Envoy
-// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them.
+// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `documented`
+// compares /metrics with the table of docs/operations.md.
 func TestCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -29,7 +35,7 @@ func TestCommands(t *testing.T) {
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "documented": documented},
 	})
 }
 
@@ -50,6 +56,7 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Setenv(agentAdminVariable, r.AgentAdmin)
 			ts.Setenv("AUTHZ", r.ExtAuthz[0])
 			ts.Setenv("HEALTH", r.Health)
+			ts.Setenv("METRICS", r.Metrics)
 			ts.Setenv("SERVER", r.Server)
 			return
 		}
@@ -104,5 +111,31 @@ func private(ts *testscript.TestScript, neg bool, args []string) {
 		if info.Mode().Perm() != 0o600 {
 			ts.Fatalf("%s has mode %04o", name, info.Mode().Perm())
 		}
+	}
+}
+
+var (
+	metricLine = regexp.MustCompile(`(?m)^# TYPE (writ_[a-z_]+) ([a-z]+)$`)
+	metricRow  = regexp.MustCompile("(?m)^\\| `(writ_[a-z_]+)` \\| ([a-z]+) \\|")
+)
+
+func documented(ts *testscript.TestScript, neg bool, args []string) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	ts.Check(err)
+	answer, err := http.Get(ts.Getenv("METRICS"))
+	ts.Check(err)
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	ts.Check(err)
+	list := func(text []byte, form *regexp.Regexp) (out []string) {
+		for _, m := range form.FindAllSubmatch(text, -1) {
+			out = append(out, string(m[1])+" "+string(m[2]))
+		}
+		slices.Sort(out)
+		return out
+	}
+	served, written := list(text, metricLine), list(page, metricRow)
+	if diff := cmp.Diff(served, written); diff != "" || len(served) == 0 {
+		ts.Fatalf("metrics served and in docs/operations.md (-served +documented):\n%s", diff)
 	}
 }
