@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/authz/policy"
 )
 
@@ -136,4 +138,50 @@ func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
 func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	*v.(*[]byte) = data.Materialize()
 	return nil
+}
+
+// BenchmarkRecords is what records cost: the same decisions with none, with the ring and its file, and with a masking rule too.
+func BenchmarkRecords(b *testing.B) {
+	requests := benchRequests(b)
+	text, err := os.ReadFile("testdata/p1.rego")
+	if err != nil {
+		b.Fatal(err)
+	}
+	files := map[string]string{"a.rego": string(text)}
+	ruled := map[string]string{"a.rego": string(text),
+		"mask.rego": "package system.log\nmask contains \"/input/attributes/request/http/headers/authorization\"\n"}
+	for _, row := range []struct {
+		name  string
+		files map[string]string
+		on    bool
+	}{{"off", files, false}, {"on", files, true}, {"on with a masking rule", ruled, true}} {
+		b.Run(row.name, func(b *testing.B) {
+			config := authz.Config{Decider: decider{load(b, row.files)}}
+			var ring *audit.Ring
+			if row.on {
+				lines, err := audit.OpenRotating(filepath.Join(b.TempDir(), "decisions.jsonl"), audit.Rotation{Size: 100 << 20, Keep: 1})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer lines.Close()
+				ring = audit.NewRing(lines, audit.RingConfig{Size: 32 << 10})
+				config.Records = ring
+			}
+			server, err := authz.New(config)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := server.Answer(b.Context(), requests[i%len(requests)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if ring != nil {
+				b.StopTimer()
+				_ = ring.Close()
+				b.ReportMetric(float64(ring.Count(audit.Written))/float64(b.N), "written/op")
+			}
+		})
+	}
 }
