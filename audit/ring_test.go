@@ -168,7 +168,10 @@ type flaky struct {
 var errFull = errors.New("no space left")
 
 func (f *flaky) Write(p []byte) (int, error) {
-	if !f.mended {
+	f.mu.Lock()
+	mended := f.mended
+	f.mu.Unlock()
+	if !mended {
 		return 0, errFull
 	}
 	return f.buffer.Write(p)
@@ -186,7 +189,9 @@ func TestFailingFileIsCountedAndTriedAgain(t *testing.T) {
 		if ring.Dropped() != 3 {
 			t.Errorf("a full disk lost 3 records and %d are counted", ring.Dropped())
 		}
+		out.mu.Lock()
 		out.mended = true
+		out.mu.Unlock()
 		ring.Put(&audit.Decision{})
 		if err := ring.Close(); err != nil || out.lines() != 1 {
 			t.Errorf("after the disk healed: %d lines, error %v; want 1 and none", out.lines(), err)

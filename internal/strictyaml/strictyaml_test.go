@@ -262,3 +262,37 @@ func FuzzDocuments(f *testing.F) {
 		}
 	})
 }
+
+// short is a struct with a form in one value.
+type short struct {
+	Name string `yaml:"name"`
+	Size int    `yaml:"size"`
+}
+
+func (s *short) UnmarshalText(text []byte) error { s.Name = string(text); return nil }
+
+func TestStructWithAShortFormTakesBoth(t *testing.T) {
+	for name, test := range map[string]struct {
+		text string
+		want short
+		err  string
+	}{
+		"one value":         {"it: a", short{Name: "a"}, ""},
+		"its keys":          {"it: {name: a, size: 2}", short{"a", 2}, ""},
+		"a key that is not": {"it: {name: a, sise: 2}", short{Name: "a"}, `f:1:15: unknown key "sise"`},
+		"a list":            {"it: [a]", short{}, "single value"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var into struct {
+				It short `yaml:"it"`
+			}
+			err := strictyaml.Decode("f", []byte(test.text), &into)
+			if (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+				t.Errorf("error %v, want %q", err, test.err)
+			}
+			if diff := cmp.Diff(test.want, into.It); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
