@@ -2,17 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/internal/fault"
 )
 
@@ -93,5 +98,76 @@ func TestFileHoldsWhatTheReceiverNeverTook(t *testing.T) {
 	}
 	if k.upload.Dropped() != 1 || k.ring.Dropped() != 0 {
 		t.Errorf("%d lost by the upload and %d by the file, want 1 and 0", k.upload.Dropped(), k.ring.Dropped())
+	}
+}
+
+// decideFor allows whoever asks, in the name that the request's bytes are.
+type decideFor struct{}
+
+func (decideFor) Decide(_ context.Context, _ string, request []byte) authz.Decision {
+	return authz.Decision{Outcome: authz.Allowed, Request: authz.Request{Source: string(request)}}
+}
+
+func TestFullDiskDeniesTheFlooderFirstAndLosesNoRequiredRecord(t *testing.T) {
+	folder := t.TempDir()
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatalf("mount (this test needs root): %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(folder, syscall.MNT_DETACH) })
+	ballast, file := filepath.Join(folder, "ballast"), filepath.Join(folder, "decisions.jsonl")
+	k, err := newRecordKeeper(recordsConfig{File: file, Required: true}, "", "example.org", slog.New(slog.DiscardHandler), newMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(ballast, make([]byte, 1020<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server, err := authz.New(authz.Config{Decider: decideFor{}, Records: k.ring, Required: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := map[string]int{}
+	ask := func(source string) bool {
+		bytes, err := server.Answer(t.Context(), []byte(source))
+		var answer authv3.CheckResponse
+		if err := errors.Join(err, proto.Unmarshal(bytes, &answer)); err != nil {
+			t.Fatal(err)
+		}
+		if answer.GetDeniedResponse() == nil {
+			allowed[source]++
+			return true
+		}
+		if code := answer.GetDeniedResponse().GetStatus().GetCode(); code != 503 {
+			t.Fatalf("denied with %v, want 503", code)
+		}
+		return false
+	}
+	refused := 0
+	for end := time.Now().Add(20 * time.Second); refused < 2*ringSize; { // until a batch is stuck and the share behind it is used up
+		if !ask("flooder") {
+			refused++
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a full disk refused %d of %d", refused, refused+allowed["flooder"])
+		}
+	}
+	if !ask("another") {
+		t.Error("one caller closed the door for another")
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", syscall.MS_REMOUNT, "size=100m"); err != nil {
+		t.Fatal(err)
+	}
+	k.close()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for source, n := range allowed {
+		if got := strings.Count(string(text), fmt.Sprintf(`"source":%q`, source)); got != n {
+			t.Errorf("%d records of %s, who was allowed %d times", got, source, n)
+		}
 	}
 }
