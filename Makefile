@@ -5,9 +5,9 @@ SHELL := /bin/bash
 export CGO_ENABLED ?= 0
 export GOFLAGS ?=
 
-RACE := ./internal/... ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
+RACE := ./internal/durable ./internal/fault ./internal/strictyaml ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
 
-.PHONY: help build demo test unit parity race end-to-end lint cross needs bench fuzz clients generate clean
+.PHONY: help build demo test unit parity race end-to-end lint cross needs bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
