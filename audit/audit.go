@@ -110,9 +110,10 @@ type Admin struct {
 type Decision struct {
 	Time        time.Time `json:"time"`
 	DecisionID  string    `json:"decision_id"`
-	Revision    string    `json:"revision"`    // of the policy set
-	Source      string    `json:"source"`      // the principal that asks; empty where none is proved
-	Destination string    `json:"destination"` // likewise
+	Set         string    `json:"set,omitempty"` // name of the policy set that decided
+	Revision    string    `json:"revision"`      // of the policy set
+	Source      string    `json:"source"`        // the principal that asks; empty where none is proved
+	Destination string    `json:"destination"`   // likewise
 	Method      string    `json:"method"`
 	Path        string    `json:"path"` // raw, without its query
 	Host        string    `json:"host"`

@@ -34,9 +34,44 @@ func (o Outcome) String() string {
 	return names[Failed]
 }
 
+// Cause is what led to an outcome, from a closed list that metrics can count; Decision.Reason says it in words. The zero Cause is
+// what should not happen.
+type Cause uint8
+
+// The causes.
+const (
+	Internal   Cause = iota // a fault of ours
+	ByPolicy                // a rule allows or denies it
+	Undefined               // the policy says nothing
+	BadMessage              // the bytes are no CheckRequest
+	BadTarget               // path or query
+	BadMethod               // a header names another method
+	BadBody                 // a body that the policy reads does not parse
+	TimedOut                // out of time
+	CallerLeft              // the caller went away
+	Evaluation              // the policy failed
+	Unusable                // its result cannot be sent
+	NoPolicy                // no set is live
+	Shed                    // more requests than can be decided in time
+	Unrecorded              // no room for a required record
+	causes
+)
+
+// String names the cause as metrics show it.
+func (c Cause) String() string {
+	names := [causes]string{"internal", "policy", "undefined", "message", "target", "method", "body", "timeout", "caller_left",
+		"evaluation", "unusable", "no_policy", "shed", "unrecorded"}
+	if c < causes {
+		return names[c]
+	}
+	return names[Internal]
+}
+
 // Decision is the answer to one request. The zero Decision denies with 503.
 type Decision struct {
 	Outcome    Outcome
+	Cause      Cause
+	Set        string // name of the policy set that decided; empty: none was found
 	Status     int    // of a denial by policy; 0: 403
 	Reason     string // for the record; never empty on Refused and Failed
 	ShowReason bool   // the set lets a denied client see Reason
@@ -71,7 +106,11 @@ type Request struct {
 }
 
 // Fail is the decision that could not be made.
-func Fail(reason string) Decision { return Decision{Outcome: Failed, Reason: reason} }
+func Fail(c Cause, reason string) Decision {
+	return Decision{Outcome: Failed, Cause: c, Reason: reason}
+}
 
 // Refuse is the answer to a request that two readers may read differently.
-func Refuse(reason string) Decision { return Decision{Outcome: Refused, Reason: reason} }
+func Refuse(c Cause, reason string) Decision {
+	return Decision{Outcome: Refused, Cause: c, Reason: reason}
+}

@@ -37,9 +37,8 @@ type Config struct {
 
 // Server answers Check.
 type Server struct {
-	config Config
-	count  [Malformed + 1]prometheus.Counter // by Outcome
-	took   prometheus.Observer
+	config  Config
+	metrics metrics
 }
 
 // New gives a Server that is ready to answer.
@@ -57,27 +56,7 @@ func New(c Config) (*Server, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{config: c}
-	return s, s.measure()
-}
-
-// measure registers what is counted. The children are looked up once: it is done on every request.
-func (s *Server) measure() error {
-	set := s.config.Set
-	if set == "" {
-		set = "default"
-	}
-	decisions := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_decisions_total",
-		Help: "Requests decided, by policy set and outcome."}, []string{"set", "outcome"})
-	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "writ_decision_duration_seconds",
-		Help: "From the request's bytes to the answer's.", Buckets: prometheus.ExponentialBuckets(10e-6, 2.5, 12)}, []string{"set"})
-	for o := range s.count {
-		s.count[o] = decisions.WithLabelValues(set, Outcome(o).String())
-	}
-	s.took = duration.WithLabelValues(set)
-	if s.config.Registerer == nil {
-		return nil
-	}
-	return errors.Join(s.config.Registerer.Register(decisions), s.config.Registerer.Register(duration))
+	return s, s.metrics.register(c.Registerer)
 }
 
 // Answer takes the wire bytes of a CheckRequest and gives those of its CheckResponse. The error is a gRPC status, and only for
@@ -86,7 +65,7 @@ func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 	start := s.config.Now()
 	d := s.decide(ctx, start, request)
 	if d.Outcome == Malformed {
-		s.count[Malformed].Inc()
+		s.metrics.add(d, s.config.Now().Sub(start))
 		return nil, status.Error(codes.InvalidArgument, "the message is no CheckRequest")
 	}
 	id := rand.Text()
@@ -104,20 +83,20 @@ func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 			answer, _ = Encode(d, id)
 		}
 	}
-	s.count[d.Outcome].Inc()
-	s.took.Observe(elapsed.Seconds())
+	s.metrics.add(d, elapsed)
 	return answer, nil
 }
 
 // unusable keeps what the record needs of a decision that cannot be sent.
 func unusable(d Decision, err error) Decision {
-	return Decision{Outcome: Failed, Reason: "the policy's answer cannot be sent: " + err.Error(), ShowReason: d.ShowReason,
-		Rule: d.Rule, Revision: d.Revision, Request: d.Request, Input: d.Input}
+	return Decision{Outcome: Failed, Cause: Unusable, Reason: "the policy's answer cannot be sent: " + err.Error(), ShowReason: d.ShowReason,
+		Rule: d.Rule, Set: d.Set, Revision: d.Revision, Request: d.Request, Input: d.Input}
 }
 
 // unrecorded is a decision that may not stand without its record.
 func unrecorded(d Decision) Decision {
-	return Decision{Outcome: Failed, Reason: "no room for the decision's record", ShowReason: d.ShowReason, Rule: d.Rule, Revision: d.Revision}
+	return Decision{Outcome: Failed, Cause: Unrecorded, Reason: "no room for the decision's record", ShowReason: d.ShowReason, Rule: d.Rule,
+		Set: d.Set, Revision: d.Revision}
 }
 
 // decide asks the Decider, for no longer than the caller waits, and turns a panic of it into a denial.
@@ -125,7 +104,7 @@ func (s *Server) decide(ctx context.Context, now time.Time, request []byte) (d D
 	defer func() {
 		if r := recover(); r != nil {
 			s.config.Log.ErrorContext(ctx, "decider panicked", "err", fmt.Sprint(r), "stack", string(debug.Stack()))
-			d = Fail("internal error")
+			d = Fail(Internal, "internal error")
 		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, s.patience(ctx, now))
@@ -145,7 +124,7 @@ func (s *Server) patience(ctx context.Context, now time.Time) time.Duration {
 
 func record(d Decision, id string, start time.Time, elapsed time.Duration) *audit.Decision {
 	path, _, _ := strings.Cut(d.Request.Path, "?")
-	return &audit.Decision{Time: start, DecisionID: id, Revision: d.Revision, Source: d.Request.Source,
+	return &audit.Decision{Time: start, DecisionID: id, Set: d.Set, Revision: d.Revision, Source: d.Request.Source,
 		Destination: d.Request.Destination, Method: d.Request.Method, Path: path, Host: d.Request.Host,
 		Allow: d.Outcome == Allowed, Outcome: d.Outcome.String(), Reason: d.Reason, Rule: d.Rule, ElapsedUS: elapsed.Microseconds(), Input: d.Input}
 }

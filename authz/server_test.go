@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -104,7 +105,10 @@ func dial(t testing.TB, s *authz.Server) *grpc.ClientConn {
 func TestFailuresAreDeniedAnswers(t *testing.T) {
 	expired, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
-	patient := judge(func(ctx context.Context, _ []byte) authz.Decision { <-ctx.Done(); return authz.Fail("timeout") })
+	patient := judge(func(ctx context.Context, _ []byte) authz.Decision {
+		<-ctx.Done()
+		return authz.Fail(authz.TimedOut, "timeout")
+	})
 	rows := []struct {
 		name    string
 		decider authz.Decider
@@ -396,5 +400,37 @@ func TestRequiredRecordThatFindsNoRoomDenies(t *testing.T) {
 				t.Errorf("the answer still holds the policy's headers: %v", r)
 			}
 		})
+	}
+}
+
+// Each decision is counted by its set, its outcome and what led to it, also one that no outcome or cause is known for.
+func TestDecisionsAreCounted(t *testing.T) {
+	decisions := []authz.Decision{
+		{Set: "a", Outcome: authz.Allowed, Cause: authz.ByPolicy},
+		{Set: "b", Outcome: authz.Denied, Cause: authz.Undefined},
+		authz.Refuse(authz.BadTarget, "no"),
+		authz.Fail(authz.Shed, "no"),
+		{Set: "a", Outcome: authz.Malformed, Cause: authz.BadMessage},
+		{Set: "a", Outcome: 77, Cause: authz.ByPolicy},
+		{Set: "a", Outcome: authz.Denied, Cause: 77},
+	}
+	metrics := prometheus.NewRegistry()
+	next := 0
+	s := newServer(t, authz.Config{Registerer: metrics, Decider: judge(func(context.Context, []byte) authz.Decision { next++; return decisions[next-1] })})
+	for range decisions {
+		s.Answer(t.Context(), nil)
+	}
+	want := `
+		# HELP writ_decisions_total Requests decided, by policy set, outcome and what led to it.
+		# TYPE writ_decisions_total counter
+		writ_decisions_total{outcome="allowed",reason="policy",set="a"} 1
+		writ_decisions_total{outcome="denied",reason="undefined",set="b"} 1
+		writ_decisions_total{outcome="failed",reason="internal",set="a"} 2
+		writ_decisions_total{outcome="failed",reason="shed",set="none"} 1
+		writ_decisions_total{outcome="malformed",reason="message",set="a"} 1
+		writ_decisions_total{outcome="refused",reason="target",set="none"} 1
+	`
+	if err := testutil.GatherAndCompare(metrics, strings.NewReader(want), "writ_decisions_total"); err != nil {
+		t.Error(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -300,4 +301,34 @@ func lines(headers []*corev3.HeaderValueOption) (out []string) {
 		out = append(out, line)
 	}
 	return out
+}
+
+// What led to an outcome is known for each of them, and is of its kind.
+func TestCausesFitTheirOutcomes(t *testing.T) {
+	kinds := map[authz.Outcome][]authz.Cause{
+		authz.Allowed:   {authz.ByPolicy},
+		authz.Denied:    {authz.ByPolicy, authz.Undefined},
+		authz.Refused:   {authz.BadTarget, authz.BadMethod, authz.BadBody},
+		authz.Failed:    {authz.Evaluation, authz.Unusable},
+		authz.Malformed: {authz.BadMessage},
+	}
+	seen := map[authz.Cause]bool{}
+	var set *policy.Set
+	cases(t, func(name string, line int, c testCase, files map[string]string) {
+		if c.Files != nil || set == nil {
+			set = load(t, files)
+		}
+		d := set.Decide(t.Context(), c.bytes(t))
+		if !slices.Contains(kinds[d.Outcome], d.Cause) {
+			t.Errorf("%s, line %d: %s by %s", name, line, d.Outcome, d.Cause)
+		}
+		seen[d.Cause] = true
+	})
+	for _, list := range kinds {
+		for _, c := range list {
+			if !seen[c] {
+				t.Errorf("no case has the cause %s", c)
+			}
+		}
+	}
 }

@@ -41,14 +41,14 @@ func (r *reader) attributes(request []byte) (ast.Value, error) {
 	return v, err
 }
 
-// input adds what is derived. An error says why the request is refused.
-func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, error) {
+// input adds what is derived. An error says why the request is refused, the cause what kind of reason that is.
+func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause, error) {
 	target, err := authz.ParseTarget(g.Path, r.lenient)
 	if err != nil {
-		return nil, err
+		return nil, authz.BadTarget, err
 	}
 	if err := g.checkMethod(r.headers); err != nil {
-		return nil, err
+		return nil, authz.BadMethod, err
 	}
 	in := attributes.(ast.Object)
 	put := func(key string, v func() ast.Value) {
@@ -65,12 +65,12 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, error) {
 	put("source", func() ast.Value { return r.identities.object(&g.source) })
 	put("destination", func() ast.Value { return r.identities.object(&g.destination) })
 	if r.reads.key("parsed_body") == nil && r.reads.key("truncated_body") == nil {
-		return in, nil
+		return in, 0, nil
 	}
 	body, truncated, err := g.parsedBody(r.reads.key("parsed_body") != nil, target.Path, r.services)
 	put("parsed_body", func() ast.Value { return body })
 	put("truncated_body", func() ast.Value { return ast.Boolean(truncated) })
-	return in, err
+	return in, authz.BadBody, err
 }
 
 // complete adds to a case's input what follows from its attributes, where the case does not give it.

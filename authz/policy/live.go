@@ -179,13 +179,15 @@ func (l *Live) swap(ctx context.Context, digest string, set *Set) {
 func (l *Live) Decide(ctx context.Context, set string, request []byte) authz.Decision {
 	live := l.set.Load()
 	if live != nil && (set == "" || set == l.config.Name) {
-		return live.Decide(ctx, request)
+		d := live.Decide(ctx, request)
+		d.Set = l.config.Name
+		return d
 	}
 	if _, err := l.checker.attributes(request); err != nil {
-		return authz.Decision{Outcome: authz.Malformed, Reason: err.Error()}
+		return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Set: l.config.Name, Reason: err.Error()}
 	}
-	d := authz.Fail(string(fault.NoPolicy) + ": no policy set is live")
-	d.Request = look(request).Request
+	d := authz.Fail(authz.NoPolicy, string(fault.NoPolicy)+": no policy set is live")
+	d.Set, d.Request = l.config.Name, look(request).Request
 	return d
 }
 

@@ -23,25 +23,25 @@ type result struct {
 func decision(v ast.Value, g *glance) authz.Decision {
 	switch v := v.(type) {
 	case nil:
-		return authz.Decision{Outcome: authz.Denied, Reason: "the decision is undefined"}
+		return authz.Decision{Outcome: authz.Denied, Cause: authz.Undefined, Reason: "the decision is undefined"}
 	case ast.Boolean:
 		if v {
-			return authz.Decision{Outcome: authz.Allowed}
+			return authz.Decision{Outcome: authz.Allowed, Cause: authz.ByPolicy}
 		}
-		return authz.Decision{Outcome: authz.Denied, Reason: "no rule allows it"}
+		return authz.Decision{Outcome: authz.Denied, Cause: authz.ByPolicy, Reason: "no rule allows it"}
 	case ast.Object:
 		r := result{object: v}
 		d := r.decision(g)
 		if r.err != nil {
-			return authz.Decision{Reason: "the policy's result is unusable: " + r.err.Error(), Rule: d.Rule}
+			return authz.Decision{Cause: authz.Unusable, Reason: "the policy's result is unusable: " + r.err.Error(), Rule: d.Rule}
 		}
 		return d
 	}
-	return authz.Fail(fmt.Sprintf("the policy's result is unusable: it is neither boolean nor object but %s", ast.ValueName(v)))
+	return authz.Fail(authz.Unusable, fmt.Sprintf("the policy's result is unusable: it is neither boolean nor object but %s", ast.ValueName(v)))
 }
 
 func (r *result) decision(g *glance) authz.Decision {
-	d := authz.Decision{Outcome: authz.Denied, Reason: r.plain("reason"), Rule: r.plain("rule")}
+	d := authz.Decision{Outcome: authz.Denied, Cause: authz.ByPolicy, Reason: r.plain("reason"), Rule: r.plain("rule")}
 	allowed, ok := r.get("allowed").(ast.Boolean)
 	if !ok {
 		r.wrong("allowed", "boolean")

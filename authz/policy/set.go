@@ -117,7 +117,7 @@ func (s *Set) Revision() string { return s.revision }
 func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 	attributes, err := s.reader.attributes(request)
 	if err != nil {
-		return authz.Decision{Outcome: authz.Malformed, Reason: err.Error()}
+		return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Reason: err.Error()}
 	}
 	g := look(request)
 	d, input, result := s.judge(ctx, attributes, g)
@@ -133,18 +133,18 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 
 // judge gives the decision, and for the record what was read and what the policy gave.
 func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance) (authz.Decision, ast.Value, ast.Value) {
-	input, err := s.reader.input(attributes, g)
+	input, cause, err := s.reader.input(attributes, g)
 	if err != nil {
-		return authz.Refuse(err.Error()), nil, nil
+		return authz.Refuse(cause, err.Error()), nil, nil
 	}
 	result, err := s.program.ask(ctx, input)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return authz.Fail("timeout"), input, nil
+		return authz.Fail(authz.TimedOut, "timeout"), input, nil
 	case errors.Is(err, context.Canceled):
-		return authz.Fail("the caller went away"), input, nil
+		return authz.Fail(authz.CallerLeft, "the caller went away"), input, nil
 	case err != nil:
-		return authz.Fail("the policy failed: " + err.Error()), input, nil
+		return authz.Fail(authz.Evaluation, "the policy failed: "+err.Error()), input, nil
 	}
 	return decision(result, g), input, result
 }
