@@ -47,11 +47,14 @@ const (
 	BadTarget               // path or query
 	BadMethod               // a header names another method
 	BadBody                 // a body that the policy reads does not parse
+	TooLarge                // the request is larger than its set takes
 	TimedOut                // out of time
 	CallerLeft              // the caller went away
+	OverMemory              // the policy takes more memory than its set allows
 	Evaluation              // the policy failed
 	Unusable                // its result cannot be sent
-	NoPolicy                // no set is live
+	NoSet                   // no set is chosen for such a request
+	NoPolicy                // the set is not live
 	Shed                    // more requests than can be decided in time
 	Unrecorded              // no room for a required record
 	causes
@@ -59,8 +62,8 @@ const (
 
 // String names the cause as metrics show it.
 func (c Cause) String() string {
-	names := [causes]string{"internal", "policy", "undefined", "message", "target", "method", "body", "timeout", "caller_left",
-		"evaluation", "unusable", "no_policy", "shed", "unrecorded"}
+	names := [causes]string{"internal", "policy", "undefined", "message", "target", "method", "body", "size", "timeout", "caller_left",
+		"memory", "evaluation", "unusable", "no_set", "no_policy", "shed", "unrecorded"}
 	if c < causes {
 		return names[c]
 	}

@@ -17,6 +17,9 @@ import (
 	"github.com/writ-dev/writ/audit"
 )
 
+// MaxTime is what a decision may take where neither its caller nor its set allows it less.
+const MaxTime = time.Second
+
 // Recorder takes decision records without waiting; *audit.Ring is one.
 type Recorder interface {
 	Put(d *audit.Decision) bool
@@ -28,7 +31,7 @@ type Config struct {
 	Set        string        // the policy set to ask for; empty: the only one
 	Records    Recorder      // nil: no records
 	Required   bool          // what Records does not take is denied
-	Timeout    time.Duration // of one decision where the caller sets no earlier deadline; 0: one second
+	Timeout    time.Duration // of one decision where the caller sets no earlier deadline; 0: MaxTime
 	Reflection bool
 	Now        func() time.Time
 	Log        *slog.Logger
@@ -47,7 +50,7 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("authz needs a decider")
 	}
 	if c.Timeout == 0 {
-		c.Timeout = time.Second
+		c.Timeout = MaxTime
 	}
 	if c.Now == nil {
 		c.Now = time.Now

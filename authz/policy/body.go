@@ -10,12 +10,7 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-
-	"github.com/writ-dev/writ/authz"
 )
-
-// maxBody is the largest body that is read, as it is after it was unpacked.
-const maxBody = authz.MaxMessage
 
 // parsedQuery is a query as keys with all their values. ParseTarget refused what does not parse.
 func parsedQuery(query string) ast.Value {
@@ -55,7 +50,7 @@ func kindOf(contentType string) bodyKind {
 
 // parsedBody reads JSON, gRPC, form and multipart bodies; null is a body of another type, an empty one, or one that the proxy cut
 // short. An error is a body that is not what its content type says, or that two readers may read differently.
-func (g *glance) parsedBody(wanted bool, path string, s *services) (body ast.Value, truncated bool, err error) {
+func (g *glance) parsedBody(wanted bool, path string, s *services, most int) (body ast.Value, truncated bool, err error) {
 	contentType := g.header("content-type")
 	kind := kindOf(contentType)
 	raw := g.body
@@ -66,13 +61,13 @@ func (g *glance) parsedBody(wanted bool, path string, s *services) (body ast.Val
 		return ast.Null{}, g.partial(), nil
 	}
 	if kind == grpcBody {
-		return g.grpcBody(wanted, raw, path, s)
+		return g.grpcBody(wanted, raw, path, s, most)
 	}
 	truncated, err = g.truncated(len(raw))
 	if err != nil || truncated || !wanted {
 		return ast.Null{}, truncated, err
 	}
-	if raw, err = unpack(g.header("content-encoding"), raw); err != nil {
+	if raw, err = unpack(g.header("content-encoding"), raw, most); err != nil {
 		return nil, false, err
 	}
 	switch kind {
@@ -104,28 +99,34 @@ func (g *glance) truncated(size int) (bool, error) {
 	return n > int64(size), nil
 }
 
-// unpack undoes the content encoding that every server knows. A policy must not take for no body what the upstream can read.
-func unpack(encoding string, raw []byte) ([]byte, error) {
+// errBodySize is a body over what its set takes.
+var errBodySize = errors.New("the body is too large")
+
+// unpack undoes the content encoding that every server knows, up to a size of most bytes. A policy must not take for no body what the upstream can read.
+func unpack(encoding string, raw []byte, most int) ([]byte, error) {
 	switch strings.ToLower(strings.TrimSpace(encoding)) {
 	case "", "identity":
+		if len(raw) > most {
+			return nil, errBodySize
+		}
 		return raw, nil
 	case "gzip", "x-gzip":
-		return gunzip(raw)
+		return gunzip(raw, most)
 	}
 	return nil, errors.New("the body has a content-encoding that is not read")
 }
 
-func gunzip(raw []byte) ([]byte, error) {
+func gunzip(raw []byte, most int) ([]byte, error) {
 	z, err := gzip.NewReader(bytes.NewReader(raw))
 	if err != nil {
 		return nil, errors.New("the body is not gzip")
 	}
-	plain, err := io.ReadAll(io.LimitReader(z, maxBody+1))
+	plain, err := io.ReadAll(io.LimitReader(z, int64(most)+1))
 	switch {
 	case err != nil:
 		return nil, errors.New("the body is not gzip")
-	case len(plain) > maxBody:
-		return nil, errors.New("the unpacked body is too large")
+	case len(plain) > most:
+		return nil, errBodySize
 	}
 	return plain, nil
 }

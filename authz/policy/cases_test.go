@@ -308,7 +308,7 @@ func TestCausesFitTheirOutcomes(t *testing.T) {
 	kinds := map[authz.Outcome][]authz.Cause{
 		authz.Allowed:   {authz.ByPolicy},
 		authz.Denied:    {authz.ByPolicy, authz.Undefined},
-		authz.Refused:   {authz.BadTarget, authz.BadMethod, authz.BadBody},
+		authz.Refused:   {authz.BadTarget, authz.BadMethod, authz.BadBody, authz.TooLarge},
 		authz.Failed:    {authz.Evaluation, authz.Unusable},
 		authz.Malformed: {authz.BadMessage},
 	}

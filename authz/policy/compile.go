@@ -30,6 +30,7 @@ type program struct {
 	txn      storage.Transaction // one for all: the store never changes
 	query    ast.Body
 	asker    ast.QueryCompiler
+	memory   uint64 // bytes by which the heap may grow while it is asked
 }
 
 // answer is the variable of a program's query.
@@ -59,7 +60,7 @@ func compile(ctx context.Context, s *snapshot, m manifest) (*program, error) {
 	if c.Compile(modules); c.Failed() {
 		return nil, readable(c.Errors)
 	}
-	p := &program{compiler: c, store: store, txn: txn, asker: c.QueryCompiler()}
+	p := &program{compiler: c, store: store, txn: txn, asker: c.QueryCompiler(), memory: uint64(m.Limits.Memory) << 20}
 	ref, _ := m.ref()
 	if !hasRule(c, ref) {
 		return nil, fmt.Errorf("decision %s names no rule", m.Decision)

@@ -62,7 +62,7 @@ func readServices(s *snapshot, m manifest) (*services, error) {
 }
 
 // grpcBody reads the one message of a unary call. null is a call that the descriptors do not know as unary.
-func (g *glance) grpcBody(wanted bool, raw []byte, target string, s *services) (ast.Value, bool, error) {
+func (g *glance) grpcBody(wanted bool, raw []byte, target string, s *services, most int) (ast.Value, bool, error) {
 	if g.partial() {
 		return ast.Null{}, true, nil
 	}
@@ -93,9 +93,12 @@ func (g *glance) grpcBody(wanted bool, raw []byte, target string, s *services) (
 		if g.header("grpc-encoding") != "gzip" {
 			return nil, false, errors.New("the gRPC message has a grpc-encoding that is not read")
 		}
-		if content, err = gunzip(content); err != nil {
+		if content, err = gunzip(content, most); err != nil {
 			return nil, false, err
 		}
+	}
+	if len(content) > most {
+		return nil, false, errBodySize
 	}
 	v, err := s.read(input, content)
 	return v, false, err

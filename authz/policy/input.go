@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"strings"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -21,6 +22,7 @@ type reader struct {
 	lenient    bool
 	services   *services
 	identities *identities
+	body       int // the largest that is read, in bytes
 }
 
 func newReader(r *reads, lenient bool, files *services, ids *identities) (*reader, error) {
@@ -29,7 +31,7 @@ func newReader(r *reads, lenient bool, files *services, ids *identities) (*reade
 		return nil, err
 	}
 	headers := r.key("attributes").key("request").key("http").key("headers")
-	return &reader{shape: s, plan: s.plan(r), reads: r, headers: headers, lenient: lenient, services: files, identities: ids}, nil
+	return &reader{shape: s, plan: s.plan(r), reads: r, headers: headers, lenient: lenient, services: files, identities: ids, body: authz.MaxMessage}, nil
 }
 
 // attributes decodes the message itself. The error is errWire.
@@ -67,9 +69,12 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause,
 	if r.reads.key("parsed_body") == nil && r.reads.key("truncated_body") == nil {
 		return in, 0, nil
 	}
-	body, truncated, err := g.parsedBody(r.reads.key("parsed_body") != nil, target.Path, r.services)
+	body, truncated, err := g.parsedBody(r.reads.key("parsed_body") != nil, target.Path, r.services, r.body)
 	put("parsed_body", func() ast.Value { return body })
 	put("truncated_body", func() ast.Value { return ast.Boolean(truncated) })
+	if errors.Is(err, errBodySize) {
+		return nil, authz.TooLarge, err
+	}
 	return in, authz.BadBody, err
 }
 

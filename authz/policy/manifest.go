@@ -1,12 +1,15 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
+	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/internal/strictyaml"
 )
 
@@ -19,6 +22,48 @@ type manifest struct {
 	Network     []string   `yaml:"network"`     // hosts that http.send may reach
 	Record      recordKeys `yaml:"record"`
 	Reason      string     `yaml:"reason"` // record or client
+	Limits      limits     `yaml:"limits"`
+}
+
+// limits bound one decision. What is left out has the value that its comment names.
+type limits struct {
+	Time    span `yaml:"time"`              // 1s, and no more
+	Memory  int  `yaml:"memory_megabytes"`  // by which the heap may grow; 128
+	Request int  `yaml:"request_kilobytes"` // of the whole CheckRequest; 4096, and no more
+	Body    int  `yaml:"body_kilobytes"`    // of a body that is read, unpacked; 4096, and no more
+}
+
+// span is a Go duration as YAML has it.
+type span time.Duration
+
+// UnmarshalText reads a Go duration.
+func (s *span) UnmarshalText(text []byte) error {
+	d, err := time.ParseDuration(string(text))
+	*s = span(d)
+	return err
+}
+
+// settle fills in what is left out and refuses what cannot be.
+func (l limits) settle() (limits, error) {
+	var all []error
+	bound := func(key string, value *int, most, standard int) {
+		if *value < 0 || *value > most {
+			all = append(all, fmt.Errorf("policy.yaml: limits.%s: %d is not between 1 and %d", key, *value, most))
+		}
+		if *value == 0 {
+			*value = standard
+		}
+	}
+	bound("memory_megabytes", &l.Memory, 1<<20, 128)
+	bound("request_kilobytes", &l.Request, authz.MaxMessage>>10, authz.MaxMessage>>10)
+	bound("body_kilobytes", &l.Body, authz.MaxMessage>>10, authz.MaxMessage>>10)
+	if t := time.Duration(l.Time); t < 0 || t > authz.MaxTime {
+		all = append(all, fmt.Errorf("policy.yaml: limits.time: %s is not between 1ms and %s", t, authz.MaxTime))
+	}
+	if l.Time == 0 {
+		l.Time = span(authz.MaxTime)
+	}
+	return l, errors.Join(all...)
 }
 
 // recordKeys is what records may show in clear.
@@ -72,8 +117,10 @@ func (m manifest) settle() (manifest, error) {
 		m.Record.Headers[i] = strings.ToLower(h)
 	}
 	m.Decision = strings.Trim(m.Decision, "/")
-	_, err := m.ref()
-	return m, err
+	var limits, decision error
+	m.Limits, limits = m.Limits.settle()
+	_, decision = m.ref()
+	return m, errors.Join(limits, decision)
 }
 
 // ref is the decision as Rego names it.

@@ -28,7 +28,7 @@ func (p *program) masking() (*program, error) {
 	if !hasRule(p.compiler, maskRef) {
 		return nil, nil
 	}
-	m := &program{compiler: p.compiler, store: p.store, txn: p.txn, asker: p.compiler.QueryCompiler()}
+	m := &program{compiler: p.compiler, store: p.store, txn: p.txn, asker: p.compiler.QueryCompiler(), memory: p.memory}
 	var err error
 	m.query, err = m.asker.Compile(ast.NewBody(ast.Equality.Expr(ast.NewTerm(answer), ast.NewTerm(maskRef))))
 	return m, err

@@ -97,6 +97,7 @@ func build(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.body = m.Limits.Body << 10
 	set := &Set{revision: s.digest, manifest: m, program: p, masker: masker, reader: r}
 	return set, errors.Join(test(ctx, s, m, p), set.check(ctx, s))
 }
@@ -120,7 +121,7 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 		return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Reason: err.Error()}
 	}
 	g := look(request)
-	d, input, result := s.judge(ctx, attributes, g)
+	d, input, result := s.judge(ctx, attributes, g, len(request))
 	if input != nil {
 		d.Input = recorded{s, s.lighter(input), result, s.manifest.Record}
 	}
@@ -132,13 +133,23 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 }
 
 // judge gives the decision, and for the record what was read and what the policy gave.
-func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance) (authz.Decision, ast.Value, ast.Value) {
+func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance, size int) (authz.Decision, ast.Value, ast.Value) {
+	if most := s.manifest.Limits.Request << 10; size > most {
+		return authz.Refuse(authz.TooLarge, fmt.Sprintf("the request has %d bytes, and this set takes %d", size, most)), nil, nil
+	}
+	if most := time.Duration(s.manifest.Limits.Time); most < authz.MaxTime {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, most)
+		defer cancel()
+	}
 	input, cause, err := s.reader.input(attributes, g)
 	if err != nil {
 		return authz.Refuse(cause, err.Error()), nil, nil
 	}
 	result, err := s.program.ask(ctx, input)
 	switch {
+	case errors.Is(err, errMemory):
+		return authz.Fail(authz.OverMemory, "the policy failed: "+err.Error()), input, nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return authz.Fail(authz.TimedOut, "timeout"), input, nil
 	case errors.Is(err, context.Canceled):

@@ -155,18 +155,26 @@ func compare(got, want ast.Value) error {
 	})
 }
 
+// errMemory says that an evaluation was ended by its watch.
+var errMemory = errors.New("it takes more memory than policy.yaml's limits.memory_megabytes")
+
 // ask evaluates the query. The value is nil when the decision is undefined.
 func (p *program) ask(ctx context.Context, input ast.Value) (result ast.Value, err error) {
 	cancel := topdown.NewCancel()
 	stop := context.AfterFunc(ctx, cancel.Cancel)
 	defer stop()
+	watch := watchHeap(p.memory, cancel.Cancel)
+	defer watch.stop()
 	q := topdown.NewQuery(p.query).WithQueryCompiler(p.asker).WithCompiler(p.compiler).WithStore(p.store).WithTransaction(p.txn).
 		WithCancel(cancel).WithInput(ast.NewTerm(input))
 	err = q.Iter(ctx, func(r topdown.QueryResult) error {
 		result = r[answer].Value
 		return nil
 	})
-	if ctx.Err() != nil {
+	switch over := watch.stop(); {
+	case over && err != nil:
+		return nil, errMemory
+	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	}
 	return result, err
