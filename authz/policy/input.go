@@ -157,6 +157,7 @@ type peer struct {
 type glance struct {
 	authz.Request
 	source, destination peer
+	set                 string   // that the route names by ContextKey
 	http                [][]byte // the HttpRequest, in its pieces
 	overriding          [][]byte // entries of the headers map that may name another method
 	headerMap           [][]byte // the HeaderMap, in its pieces: instead of the map where the proxy encodes headers raw
@@ -170,6 +171,11 @@ func look(request []byte) *glance {
 		each(attributes, 1, g.source.look)
 		each(attributes, 2, g.destination.look)
 		each(attributes, 4, func(request []byte) { each(request, 2, g.lookHTTP) })
+		each(attributes, 10, func(extension []byte) {
+			if key, value, _ := mapEntry(extension, false); string(key) == ContextKey {
+				g.set = string(value)
+			}
+		})
 	})
 	g.Source, g.Destination = g.source.principal, g.destination.principal
 	return g

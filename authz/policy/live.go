@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -79,18 +80,15 @@ func NewLive(ctx context.Context, c LiveConfig) (*Live, error) {
 }
 
 func (l *Live) measure() error {
+	set := prometheus.Labels{"set": l.config.Name}
 	l.revision = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "writ_policy_revision_info",
-		Help: "1 for the live revision of a policy set."}, []string{"set", "revision"})
-	failures := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_policy_reload_failures_total",
-		Help: "Changes of a policy set that did not go live."}, []string{"set"})
-	l.failures = failures.WithLabelValues(l.config.Name)
+		Help: "1 for the live revision of a policy set.", ConstLabels: set}, []string{"revision"})
+	l.failures = prometheus.NewCounter(prometheus.CounterOpts{Name: "writ_policy_reload_failures_total",
+		Help: "Changes of a policy set that did not go live.", ConstLabels: set})
 	if l.config.Registerer == nil {
 		return nil
 	}
-	if err := l.config.Registerer.Register(l.revision); err != nil {
-		return err
-	}
-	return l.config.Registerer.Register(failures)
+	return errors.Join(l.config.Registerer.Register(l.revision), l.config.Registerer.Register(l.failures))
 }
 
 // Watch looks at the folder every 100 ms until ctx ends, and swaps in what is new and good.
@@ -157,7 +155,7 @@ func (l *Live) fail(ctx context.Context, tried string, err error) {
 	}
 	l.tried = tried
 	l.failures.Inc()
-	l.config.Log.ErrorContext(ctx, "policy set refused", "revision", tried, "err", err)
+	l.config.Log.ErrorContext(ctx, "policy set refused", "policy_set", l.config.Name, "revision", tried, "err", err)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.err = err
@@ -166,28 +164,40 @@ func (l *Live) fail(ctx context.Context, tried string, err error) {
 func (l *Live) swap(ctx context.Context, digest string, set *Set) {
 	l.tried = digest
 	if before := l.set.Swap(set); before != nil {
-		l.revision.DeleteLabelValues(l.config.Name, before.revision)
+		l.revision.DeleteLabelValues(before.revision)
 	}
-	l.revision.WithLabelValues(l.config.Name, set.revision).Set(1)
-	l.config.Log.InfoContext(ctx, "policy set live", "revision", set.revision)
+	l.revision.WithLabelValues(set.revision).Set(1)
+	l.config.Log.InfoContext(ctx, "policy set live", "policy_set", l.config.Name, "revision", set.revision)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.err = nil
 }
 
-// Decide implements authz.Decider.
+// Decide implements authz.Decider. Another set's name than its own has no set.
 func (l *Live) Decide(ctx context.Context, set string, request []byte) authz.Decision {
-	live := l.set.Load()
-	if live != nil && (set == "" || set == l.config.Name) {
-		d := live.Decide(ctx, request)
-		d.Set = l.config.Name
-		return d
+	g := look(request)
+	if set == "" || set == l.config.Name {
+		return l.decide(ctx, request, g)
 	}
 	if _, err := l.checker.attributes(request); err != nil {
-		return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Set: l.config.Name, Reason: err.Error()}
+		return malformed(err)
 	}
-	d := authz.Fail(authz.NoPolicy, string(fault.NoPolicy)+": no policy set is live")
-	d.Set, d.Request = l.config.Name, look(request).Request
+	d := authz.Fail(authz.NoSet, "there is no policy set of that name")
+	d.Request = g.Request
+	return d
+}
+
+// decide gives the live set's decision about a request and its glance.
+func (l *Live) decide(ctx context.Context, request []byte, g *glance) (d authz.Decision) {
+	if set := l.set.Load(); set != nil {
+		d = set.decide(ctx, request, g)
+	} else if _, err := l.checker.attributes(request); err != nil {
+		d = malformed(err)
+	} else {
+		d = authz.Fail(authz.NoPolicy, string(fault.NoPolicy)+": no policy set is live")
+		d.Request = g.Request
+	}
+	d.Set = l.config.Name
 	return d
 }
 

@@ -27,20 +27,10 @@ type manifest struct {
 
 // limits bound one decision. What is left out has the value that its comment names.
 type limits struct {
-	Time    span `yaml:"time"`              // 1s, and no more
-	Memory  int  `yaml:"memory_megabytes"`  // by which the heap may grow; 128
-	Request int  `yaml:"request_kilobytes"` // of the whole CheckRequest; 4096, and no more
-	Body    int  `yaml:"body_kilobytes"`    // of a body that is read, unpacked; 4096, and no more
-}
-
-// span is a Go duration as YAML has it.
-type span time.Duration
-
-// UnmarshalText reads a Go duration.
-func (s *span) UnmarshalText(text []byte) error {
-	d, err := time.ParseDuration(string(text))
-	*s = span(d)
-	return err
+	Time    time.Duration `yaml:"time"`              // 1s, and no more
+	Memory  int           `yaml:"memory_megabytes"`  // by which the heap may grow; 128
+	Request int           `yaml:"request_kilobytes"` // of the whole CheckRequest; 4096, and no more
+	Body    int           `yaml:"body_kilobytes"`    // of a body that is read, unpacked; 4096, and no more
 }
 
 // settle fills in what is left out and refuses what cannot be.
@@ -57,11 +47,11 @@ func (l limits) settle() (limits, error) {
 	bound("memory_megabytes", &l.Memory, 1<<20, 128)
 	bound("request_kilobytes", &l.Request, authz.MaxMessage>>10, authz.MaxMessage>>10)
 	bound("body_kilobytes", &l.Body, authz.MaxMessage>>10, authz.MaxMessage>>10)
-	if t := time.Duration(l.Time); t < 0 || t > authz.MaxTime {
+	if t := l.Time; t < 0 || t > authz.MaxTime {
 		all = append(all, fmt.Errorf("policy.yaml: limits.time: %s is not between 1ms and %s", t, authz.MaxTime))
 	}
 	if l.Time == 0 {
-		l.Time = span(authz.MaxTime)
+		l.Time = authz.MaxTime
 	}
 	return l, errors.Join(all...)
 }

@@ -116,11 +116,14 @@ func (s *Set) Revision() string { return s.revision }
 
 // Decide judges the wire bytes of a CheckRequest.
 func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
+	return s.decide(ctx, request, look(request))
+}
+
+func (s *Set) decide(ctx context.Context, request []byte, g *glance) authz.Decision {
 	attributes, err := s.reader.attributes(request)
 	if err != nil {
-		return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Reason: err.Error()}
+		return malformed(err)
 	}
-	g := look(request)
 	d, input, result := s.judge(ctx, attributes, g, len(request))
 	if input != nil {
 		d.Input = recorded{s, s.lighter(input), result, s.manifest.Record}
@@ -132,12 +135,17 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 	return d
 }
 
+// malformed is what becomes of bytes that are no CheckRequest.
+func malformed(err error) authz.Decision {
+	return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Reason: err.Error()}
+}
+
 // judge gives the decision, and for the record what was read and what the policy gave.
 func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance, size int) (authz.Decision, ast.Value, ast.Value) {
 	if most := s.manifest.Limits.Request << 10; size > most {
 		return authz.Refuse(authz.TooLarge, fmt.Sprintf("the request has %d bytes, and this set takes %d", size, most)), nil, nil
 	}
-	if most := time.Duration(s.manifest.Limits.Time); most < authz.MaxTime {
+	if most := s.manifest.Limits.Time; most < authz.MaxTime {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, most)
 		defer cancel()

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/authz/policy"
 	"github.com/writ-dev/writ/svid"
 )
 
@@ -39,9 +42,44 @@ type x509popKeyConfig struct {
 type authzConfig struct {
 	Listen      []string       `yaml:"listen"`       // unix URIs and loopback addresses; none: no decisions here
 	ForwardAuth string         `yaml:"forward_auth"` // not there yet
-	Policy      string         `yaml:"policy"`       // a folder; required where listen is set
+	Policy      string         `yaml:"policy"`       // a folder, for all requests; this or sets where listen is set
+	Sets        setsConfig     `yaml:"sets"`         // several folders, by the name of the policy set
+	Reflection  bool           `yaml:"reflection"`   // gRPC server reflection on the doors of ext_authz
 	Records     recordsConfig  `yaml:"records"`      // decision records: a file, "off", or the keys of recordsConfig
 	TLS         map[string]any `yaml:"tls"`          // not there yet
+}
+
+// setsConfig is the folders of policy sets, and which requests each is for.
+type setsConfig map[string]setConfig
+
+type setConfig struct {
+	Policy       string   `yaml:"policy"`       // a folder; required
+	Destinations []string `yaml:"destinations"` // SPIFFE IDs of upstreams; one that ends in /* is all below it
+	Hosts        []string `yaml:"hosts"`        // needs hosts_pinned
+	HostsPinned  bool     `yaml:"hosts_pinned"` // the proxy's virtual host has these names only
+	Any          bool     `yaml:"any"`          // whatever no other set is for
+}
+
+// choices says which requests each set is for.
+func (c setsConfig) choices() map[string]policy.Choice {
+	out := make(map[string]policy.Choice, len(c))
+	for name, s := range c {
+		out[name] = policy.Choice{Destinations: s.Destinations, Hosts: s.Hosts, HostsPinned: s.HostsPinned, Any: s.Any}
+	}
+	return out
+}
+
+func (p *problems) sets(c setsConfig) {
+	for _, name := range slices.Sorted(maps.Keys(c)) {
+		if c[name].Policy == "" {
+			p.add("authz.sets."+name+".policy", "is missing: the folder of the policy set")
+		}
+	}
+	if err := policy.CheckChoices(c.choices()); err != nil {
+		for _, line := range strings.Split(err.Error(), "\n") {
+			*p = append(*p, "authz.sets."+line)
+		}
+	}
 }
 
 func (c agentConfig) withDefaults() agentConfig {
@@ -85,9 +123,13 @@ func (p *problems) authz(c authzConfig, example bool) {
 			p.loopback("authz.listen", listen)
 		}
 	}
-	if len(c.Listen) > 0 && c.Policy == "" && !example {
+	switch {
+	case c.Policy != "" && len(c.Sets) > 0:
+		p.add("authz", "has both policy and sets: name the folder of policy in a set, with any: true")
+	case len(c.Listen) > 0 && c.Policy == "" && len(c.Sets) == 0 && !example:
 		p.add("authz.policy", "is missing: the folder of the policy set")
 	}
+	p.sets(c.Sets)
 	p.records(c.Records)
 	if c.ForwardAuth != "" {
 		p.notYet("authz.forward_auth")

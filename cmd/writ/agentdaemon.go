@@ -45,7 +45,7 @@ type agentDaemon struct {
 	surface   *grpc.Server
 	socket    net.Listener
 
-	policies *policy.Live // nil without authz.listen
+	policies *policy.Sets // nil without authz.listen
 	decider  *grpc.Server
 	doors    []net.Listener // of the decider
 	records  *recordKeeper  // nil without authz.listen, or when records are off
@@ -137,17 +137,13 @@ func (d *agentDaemon) newSurface() {
 	reflection.Register(d.surface)
 }
 
-// newDecider loads the policy set, opens the decision records and the doors of ext_authz.
+// newDecider loads the policy sets, opens the decision records and the doors of ext_authz.
 func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error) {
 	c := d.config.Authz
-	live := policy.LiveConfig{Folder: c.Policy, Config: policy.Config{Identities: d.agent}, Log: d.log, Registerer: d.metrics}
-	if c.Policy == "" {
-		live.Files = shipped
-	}
-	if d.policies, err = policy.NewLive(ctx, live); err != nil {
+	if d.policies, err = d.newPolicies(ctx, shipped); err != nil {
 		return err
 	}
-	config := authz.Config{Decider: d.policies, Log: d.log, Registerer: d.metrics}
+	config := authz.Config{Decider: d.policies, Reflection: c.Reflection, Log: d.log, Registerer: d.metrics}
 	if d.records, err = newRecordKeeper(c.Records, d.config.DataDir, d.config.TrustDomain, d.log, d.metrics); err != nil {
 		return err
 	}
@@ -167,6 +163,28 @@ func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error)
 		d.doors = append(d.doors, l)
 	}
 	return nil
+}
+
+// defaultSet is the name of the only policy set.
+const defaultSet = "default"
+
+// newPolicies loads the policy sets; shipped is for all requests where none is configured.
+func (d *agentDaemon) newPolicies(ctx context.Context, shipped fs.FS) (*policy.Sets, error) {
+	sets, live := d.config.Authz.Sets, map[string]*policy.Live{}
+	if len(sets) == 0 {
+		sets = setsConfig{defaultSet: {Policy: d.config.Authz.Policy, Any: true}}
+	}
+	for name, set := range sets {
+		c := policy.LiveConfig{Name: name, Folder: set.Policy, Config: policy.Config{Identities: d.agent}, Log: d.log, Registerer: d.metrics}
+		if set.Policy == "" {
+			c.Files = shipped
+		}
+		var err error
+		if live[name], err = policy.NewLive(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	return policy.NewSets(live, sets.choices())
 }
 
 // listenAuthz opens a Unix socket, or a loopback address, which the configuration was checked to be.
@@ -215,16 +233,35 @@ func (d *agentDaemon) health() health {
 	}
 	h.Parts["authority"] = d.authority()
 	if d.policies != nil {
-		h.Parts["policy"] = "ok"
-		h.Policy = &policyHealth{Revision: d.policies.Revision()}
-		if err := d.policies.LastError(); err != nil {
-			h.Policy.LastError = err.Error()
-		}
-		if h.Policy.Revision == "" {
-			h.Status, h.Parts["policy"] = "degraded", "no policy set is live; every request is denied"
-		}
+		d.policyHealth(&h)
 	}
 	return h
+}
+
+// policyHealth adds the sets: as policy where there is one for all requests, by their names where several are configured.
+func (d *agentDaemon) policyHealth(h *health) {
+	h.Parts["policy"] = "ok"
+	d.policies.Each(func(name string, l *policy.Live) {
+		set := policyHealth{Revision: l.Revision()}
+		if err := l.LastError(); err != nil {
+			set.LastError = err.Error()
+		}
+		named := len(d.config.Authz.Sets) > 0
+		switch {
+		case set.Revision == "" && named:
+			h.Status, h.Parts["policy"] = "degraded", "set "+name+" is not live; its requests are denied"
+		case set.Revision == "":
+			h.Status, h.Parts["policy"] = "degraded", "no policy set is live; every request is denied"
+		}
+		if !named {
+			h.Policy = &set
+			return
+		}
+		if h.Policies == nil {
+			h.Policies = map[string]policyHealth{}
+		}
+		h.Policies[name] = set
+	})
 }
 
 // authority says whether a server is followed. Without one the node goes on with what it holds: that is no reason to be degraded.

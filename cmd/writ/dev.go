@@ -143,7 +143,9 @@ func (d *devDomain) configure() (err error) {
 	} else if f.authzListen != "" {
 		a.Authz.Listen = []string{a.Authz.Listen[0], f.authzListen}
 	}
-	a.Authz.Policy = firstOf(f.policy, a.Authz.Policy)
+	if f.policy != "" {
+		a.Authz.Policy, a.Authz.Sets = f.policy, nil
+	}
 	a.socketMode, a.authzMode, a.adminMode, a.example = 0o777, 0o777, 0o600, true
 	*s, *a = s.withDefaults(), a.withDefaults()
 	all := devProblems(d.config, true)

@@ -18,6 +18,8 @@ type health struct {
 	Status string            `json:"status"` // ok, or degraded with the reasons below
 	Parts  map[string]string `json:"parts"`  // "ok", or what is wrong
 	Policy *policyHealth     `json:"policy,omitempty"`
+
+	Policies map[string]policyHealth `json:"policies,omitempty"` // by set, where several are configured
 }
 
 type policyHealth struct {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +17,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/authz/policy"
 )
 
 func TestMain(m *testing.M) {
@@ -26,8 +32,8 @@ func TestMain(m *testing.M) {
 // TestCommands runs testdata/*.txtar: every command as a person types it. Beside testscript's own commands there is
 // `ready FILE`, which waits for a ready file and sets WRIT_ADMIN, SPIFFE_ENDPOINT_SOCKET and the like from it, and
 // `eventually COMMAND...`, which runs a writ command until it ends with 0, `check SOURCE METHOD PATH`, which asks ext_authz as Envoy
-// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `documented`
-// compares /metrics with the table of docs/operations.md.
+// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `reflects`
+// says that ext_authz lists its services, `documented` compares /metrics with the table of docs/operations.md.
 func TestCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -35,7 +41,7 @@ func TestCommands(t *testing.T) {
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "documented": documented},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "documented": documented, "reflects": reflects},
 	})
 }
 
@@ -79,29 +85,62 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// check asks ext_authz once, and for the record until it is there.
 func check(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 3 {
-		ts.Fatalf("usage: check SOURCE METHOD PATH")
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: check SOURCE METHOD PATH [host=HOST] [to=DESTINATION] [set=NAME]")
+	}
+	request := &authv3.AttributeContext{Source: &authv3.AttributeContext_Peer{Principal: args[0]}, ContextExtensions: map[string]string{},
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: args[1], Path: args[2], Host: "api"}}}
+	for _, arg := range args[3:] {
+		switch key, value, _ := strings.Cut(arg, "="); key {
+		case "host":
+			request.Request.Http.Host = value
+		case "to":
+			request.Destination = &authv3.AttributeContext_Peer{Principal: value}
+		case "set":
+			request.ContextExtensions[policy.ContextKey] = value
+		default:
+			ts.Fatalf("check: what is %s?", arg)
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	id, err := decide(ctx, ts.Getenv("AUTHZ"), args[0], args[1], args[2])
+	id, err := decide(ctx, ts.Getenv("AUTHZ"), request)
 	ts.Check(err)
 	ts.Setenv("ID", id)
 	eventually(ts, false, []string{"writ", "tail", "decisions", "--id", id})
 }
 
 // decide asks ext_authz once and gives the decision's id.
-func decide(ctx context.Context, target, source, method, path string) (id string, err error) {
+func decide(ctx context.Context, target string, request *authv3.AttributeContext) (id string, err error) {
 	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	answer, err := authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
-		Source:  &authv3.AttributeContext_Peer{Principal: source},
-		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: method, Path: path, Host: "api"}}}})
+	answer, err := authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{Attributes: request})
 	return answer.GetDynamicMetadata().GetFields()["decision_id"].GetStringValue(), err
+}
+
+// reflects asks ext_authz which services it has.
+func reflects(ts *testscript.TestScript, neg bool, _ []string) {
+	conn, err := grpc.NewClient(ts.Getenv("AUTHZ"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ts.Check(err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	ts.Check(err)
+	ts.Check(stream.Send(&grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{}}))
+	answer, err := stream.Recv()
+	if neg && status.Code(err) == codes.Unimplemented {
+		return
+	}
+	ts.Check(err)
+	if neg || !strings.Contains(answer.String(), "envoy.service.auth.v3.Authorization") {
+		ts.Fatalf("it answers %v", answer)
+	}
 }
 
 func private(ts *testscript.TestScript, neg bool, args []string) {
