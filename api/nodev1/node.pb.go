@@ -1007,7 +1007,7 @@ type Bundle struct {
 	TrustDomain         string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	X509Authorities     [][]byte               `protobuf:"bytes,2,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`             // DER, roots only
 	IssuingCertificates [][]byte               `protobuf:"bytes,3,rep,name=issuing_certificates,json=issuingCertificates,proto3" json:"issuing_certificates,omitempty"` // DER; own trust domain only
-	JwtAuthorities      []byte                 `protobuf:"bytes,4,opt,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`                // a JWK set; empty: none
+	JwtAuthorities      []byte                 `protobuf:"bytes,4,opt,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`                // a JWK set of kid, kty, crv, x and y; empty: none
 	RefreshHintSeconds  int64                  `protobuf:"varint,5,opt,name=refresh_hint_seconds,json=refreshHintSeconds,proto3" json:"refresh_hint_seconds,omitempty"`
 	Sequence            uint64                 `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields       protoimpl.UnknownFields
@@ -1534,6 +1534,239 @@ func (x *SigningResult) GetMessage() string {
 	return ""
 }
 
+type SignJWTRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      []*JWTSigningRequest   `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"` // at most 256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTRequest) Reset() {
+	*x = SignJWTRequest{}
+	mi := &file_nodev1_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTRequest) ProtoMessage() {}
+
+func (x *SignJWTRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nodev1_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTRequest.ProtoReflect.Descriptor instead.
+func (*SignJWTRequest) Descriptor() ([]byte, []int) {
+	return file_nodev1_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SignJWTRequest) GetRequests() []*JWTSigningRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+// JWTSigningRequest asks for a JWT-SVID of one entry.
+type JWTSigningRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         string                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Audience      []string               `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"` // 1 to 32
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWTSigningRequest) Reset() {
+	*x = JWTSigningRequest{}
+	mi := &file_nodev1_node_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTSigningRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTSigningRequest) ProtoMessage() {}
+
+func (x *JWTSigningRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nodev1_node_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTSigningRequest.ProtoReflect.Descriptor instead.
+func (*JWTSigningRequest) Descriptor() ([]byte, []int) {
+	return file_nodev1_node_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *JWTSigningRequest) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *JWTSigningRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *JWTSigningRequest) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+type SignJWTResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*JWTSigningResult    `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"` // in the order of the requests
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTResponse) Reset() {
+	*x = SignJWTResponse{}
+	mi := &file_nodev1_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTResponse) ProtoMessage() {}
+
+func (x *SignJWTResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nodev1_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTResponse.ProtoReflect.Descriptor instead.
+func (*SignJWTResponse) Descriptor() ([]byte, []int) {
+	return file_nodev1_node_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SignJWTResponse) GetResults() []*JWTSigningResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type JWTSigningResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`                              // empty when refused
+	IssuedUnix    int64                  `protobuf:"varint,2,opt,name=issued_unix,json=issuedUnix,proto3" json:"issued_unix,omitempty"` // as the server's clock has it
+	ExpiresUnix   int64                  `protobuf:"varint,3,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"`
+	Status        uint32                 `protobuf:"varint,4,opt,name=status,proto3" json:"status,omitempty"` // gRPC code of the refusal; 0: issued
+	Code          string                 `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`      // P code
+	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWTSigningResult) Reset() {
+	*x = JWTSigningResult{}
+	mi := &file_nodev1_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTSigningResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTSigningResult) ProtoMessage() {}
+
+func (x *JWTSigningResult) ProtoReflect() protoreflect.Message {
+	mi := &file_nodev1_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTSigningResult.ProtoReflect.Descriptor instead.
+func (*JWTSigningResult) Descriptor() ([]byte, []int) {
+	return file_nodev1_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *JWTSigningResult) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *JWTSigningResult) GetIssuedUnix() int64 {
+	if x != nil {
+		return x.IssuedUnix
+	}
+	return 0
+}
+
+func (x *JWTSigningResult) GetExpiresUnix() int64 {
+	if x != nil {
+		return x.ExpiresUnix
+	}
+	return 0
+}
+
+func (x *JWTSigningResult) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *JWTSigningResult) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *JWTSigningResult) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_nodev1_node_proto protoreflect.FileDescriptor
 
 const file_nodev1_node_proto_rawDesc = "" +
@@ -1647,11 +1880,28 @@ const file_nodev1_node_proto_rawDesc = "" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\rR\x06status\x12\x12\n" +
 	"\x04code\x18\x03 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage2\xd1\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"M\n" +
+	"\x0eSignJWTRequest\x12;\n" +
+	"\brequests\x18\x01 \x03(\v2\x1f.writ.node.v1.JWTSigningRequestR\brequests\"b\n" +
+	"\x11JWTSigningRequest\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\tR\x05entry\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1a\n" +
+	"\baudience\x18\x03 \x03(\tR\baudience\"K\n" +
+	"\x0fSignJWTResponse\x128\n" +
+	"\aresults\x18\x01 \x03(\v2\x1e.writ.node.v1.JWTSigningResultR\aresults\"\xb2\x01\n" +
+	"\x10JWTSigningResult\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
+	"\vissued_unix\x18\x02 \x01(\x03R\n" +
+	"issuedUnix\x12!\n" +
+	"\fexpires_unix\x18\x03 \x01(\x03R\vexpiresUnix\x12\x16\n" +
+	"\x06status\x18\x04 \x01(\rR\x06status\x12\x12\n" +
+	"\x04code\x18\x05 \x01(\tR\x04code\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage2\x99\x02\n" +
 	"\x04Node\x12G\n" +
 	"\x06Attest\x12\x1b.writ.node.v1.AttestRequest\x1a\x1c.writ.node.v1.AttestResponse(\x010\x01\x12A\n" +
 	"\x04Sync\x12\x19.writ.node.v1.SyncRequest\x1a\x1a.writ.node.v1.SyncResponse(\x010\x01\x12=\n" +
-	"\x04Sign\x12\x19.writ.node.v1.SignRequest\x1a\x1a.writ.node.v1.SignResponseB%Z#github.com/writ-dev/writ/api/nodev1b\x06proto3"
+	"\x04Sign\x12\x19.writ.node.v1.SignRequest\x1a\x1a.writ.node.v1.SignResponse\x12F\n" +
+	"\aSignJWT\x12\x1c.writ.node.v1.SignJWTRequest\x1a\x1d.writ.node.v1.SignJWTResponseB%Z#github.com/writ-dev/writ/api/nodev1b\x06proto3"
 
 var (
 	file_nodev1_node_proto_rawDescOnce sync.Once
@@ -1665,7 +1915,7 @@ func file_nodev1_node_proto_rawDescGZIP() []byte {
 	return file_nodev1_node_proto_rawDescData
 }
 
-var file_nodev1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_nodev1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_nodev1_node_proto_goTypes = []any{
 	(*AttestRequest)(nil),        // 0: writ.node.v1.AttestRequest
 	(*Hello)(nil),                // 1: writ.node.v1.Hello
@@ -1687,7 +1937,11 @@ var file_nodev1_node_proto_goTypes = []any{
 	(*SigningRequest)(nil),       // 17: writ.node.v1.SigningRequest
 	(*SignResponse)(nil),         // 18: writ.node.v1.SignResponse
 	(*SigningResult)(nil),        // 19: writ.node.v1.SigningResult
-	(*registrationv1.Entry)(nil), // 20: writ.registration.v1.Entry
+	(*SignJWTRequest)(nil),       // 20: writ.node.v1.SignJWTRequest
+	(*JWTSigningRequest)(nil),    // 21: writ.node.v1.JWTSigningRequest
+	(*SignJWTResponse)(nil),      // 22: writ.node.v1.SignJWTResponse
+	(*JWTSigningResult)(nil),     // 23: writ.node.v1.JWTSigningResult
+	(*registrationv1.Entry)(nil), // 24: writ.registration.v1.Entry
 }
 var file_nodev1_node_proto_depIdxs = []int32{
 	1,  // 0: writ.node.v1.AttestRequest.hello:type_name -> writ.node.v1.Hello
@@ -1699,24 +1953,28 @@ var file_nodev1_node_proto_depIdxs = []int32{
 	8,  // 6: writ.node.v1.SyncRequest.open:type_name -> writ.node.v1.SyncOpen
 	9,  // 7: writ.node.v1.SyncRequest.ack:type_name -> writ.node.v1.SyncAck
 	11, // 8: writ.node.v1.SyncResponse.changes:type_name -> writ.node.v1.Change
-	20, // 9: writ.node.v1.Change.entry:type_name -> writ.registration.v1.Entry
+	24, // 9: writ.node.v1.Change.entry:type_name -> writ.registration.v1.Entry
 	12, // 10: writ.node.v1.Change.bundle:type_name -> writ.node.v1.Bundle
 	13, // 11: writ.node.v1.Change.identity:type_name -> writ.node.v1.Identity
 	14, // 12: writ.node.v1.Change.policy:type_name -> writ.node.v1.PolicyRevision
 	15, // 13: writ.node.v1.Change.revocation:type_name -> writ.node.v1.Revocation
 	17, // 14: writ.node.v1.SignRequest.requests:type_name -> writ.node.v1.SigningRequest
 	19, // 15: writ.node.v1.SignResponse.results:type_name -> writ.node.v1.SigningResult
-	0,  // 16: writ.node.v1.Node.Attest:input_type -> writ.node.v1.AttestRequest
-	7,  // 17: writ.node.v1.Node.Sync:input_type -> writ.node.v1.SyncRequest
-	16, // 18: writ.node.v1.Node.Sign:input_type -> writ.node.v1.SignRequest
-	5,  // 19: writ.node.v1.Node.Attest:output_type -> writ.node.v1.AttestResponse
-	10, // 20: writ.node.v1.Node.Sync:output_type -> writ.node.v1.SyncResponse
-	18, // 21: writ.node.v1.Node.Sign:output_type -> writ.node.v1.SignResponse
-	19, // [19:22] is the sub-list for method output_type
-	16, // [16:19] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	21, // 16: writ.node.v1.SignJWTRequest.requests:type_name -> writ.node.v1.JWTSigningRequest
+	23, // 17: writ.node.v1.SignJWTResponse.results:type_name -> writ.node.v1.JWTSigningResult
+	0,  // 18: writ.node.v1.Node.Attest:input_type -> writ.node.v1.AttestRequest
+	7,  // 19: writ.node.v1.Node.Sync:input_type -> writ.node.v1.SyncRequest
+	16, // 20: writ.node.v1.Node.Sign:input_type -> writ.node.v1.SignRequest
+	20, // 21: writ.node.v1.Node.SignJWT:input_type -> writ.node.v1.SignJWTRequest
+	5,  // 22: writ.node.v1.Node.Attest:output_type -> writ.node.v1.AttestResponse
+	10, // 23: writ.node.v1.Node.Sync:output_type -> writ.node.v1.SyncResponse
+	18, // 24: writ.node.v1.Node.Sign:output_type -> writ.node.v1.SignResponse
+	22, // 25: writ.node.v1.Node.SignJWT:output_type -> writ.node.v1.SignJWTResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_nodev1_node_proto_init() }
@@ -1752,7 +2010,7 @@ func file_nodev1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nodev1_node_proto_rawDesc), len(file_nodev1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Node_Attest_FullMethodName = "/writ.node.v1.Node/Attest"
-	Node_Sync_FullMethodName   = "/writ.node.v1.Node/Sync"
-	Node_Sign_FullMethodName   = "/writ.node.v1.Node/Sign"
+	Node_Attest_FullMethodName  = "/writ.node.v1.Node/Attest"
+	Node_Sync_FullMethodName    = "/writ.node.v1.Node/Sync"
+	Node_Sign_FullMethodName    = "/writ.node.v1.Node/Sign"
+	Node_SignJWT_FullMethodName = "/writ.node.v1.Node/SignJWT"
 )
 
 // NodeClient is the client API for Node service.
@@ -37,6 +38,8 @@ type NodeClient interface {
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
 	// Sign issues one X.509-SVID per request, each judged alone. It needs the agent SVID.
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
+	// SignJWT issues one JWT-SVID per request, each judged alone. It needs the agent SVID.
+	SignJWT(ctx context.Context, in *SignJWTRequest, opts ...grpc.CallOption) (*SignJWTResponse, error)
 }
 
 type nodeClient struct {
@@ -83,6 +86,16 @@ func (c *nodeClient) Sign(ctx context.Context, in *SignRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *nodeClient) SignJWT(ctx context.Context, in *SignJWTRequest, opts ...grpc.CallOption) (*SignJWTResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignJWTResponse)
+	err := c.cc.Invoke(ctx, Node_SignJWT_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -94,6 +107,8 @@ type NodeServer interface {
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
 	// Sign issues one X.509-SVID per request, each judged alone. It needs the agent SVID.
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
+	// SignJWT issues one JWT-SVID per request, each judged alone. It needs the agent SVID.
+	SignJWT(context.Context, *SignJWTRequest) (*SignJWTResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -112,6 +127,9 @@ func (UnimplementedNodeServer) Sync(grpc.BidiStreamingServer[SyncRequest, SyncRe
 }
 func (UnimplementedNodeServer) Sign(context.Context, *SignRequest) (*SignResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedNodeServer) SignJWT(context.Context, *SignJWTRequest) (*SignJWTResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignJWT not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -166,6 +184,24 @@ func _Node_Sign_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_SignJWT_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignJWTRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).SignJWT(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_SignJWT_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).SignJWT(ctx, req.(*SignJWTRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -176,6 +212,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sign",
 			Handler:    _Node_Sign_Handler,
+		},
+		{
+			MethodName: "SignJWT",
+			Handler:    _Node_SignJWT_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
