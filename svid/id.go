@@ -1,6 +1,6 @@
-// Package svid reads SPIFFE IDs and X.509-SVIDs by the letter of the standards, into go-spiffe's types. It is the only parser of
-// the tree: go-spiffe is laxer than the standards in places that an attacker can reach. Start with ParseID; Verify is what a
-// peer's certificate has to pass.
+// Package svid reads SPIFFE IDs, X.509-SVIDs and JWT-SVIDs by the letter of the standards, into go-spiffe's types. It is the only
+// parser of the tree: go-spiffe is laxer than the standards in places that an attacker can reach. Start with ParseID; Verify is
+// what a peer's certificate has to pass, VerifyJWT what a token has to.
 package svid
 
 import (
