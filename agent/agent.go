@@ -155,7 +155,7 @@ func (a *Agent) Ready() error {
 	case !a.now().Before(s.NotAfter):
 		return fault.New(fault.Unavailable, nil, "the agent SVID has ended")
 	case !s.Synced:
-		return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").With(fault.AgentStarting, "writ status")
+		return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").With(fault.AgentStarting, "see what /healthz of the agent waits for")
 	case s.Ended > 0:
 		return fault.New(fault.Unavailable, nil, fmt.Sprintf("%d SVIDs that workloads use have ended", s.Ended))
 	}

@@ -338,7 +338,7 @@ func (a *Agent) awaitSync(ctx context.Context) error {
 	case <-patience.C:
 	}
 	return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").
-		With(fault.AgentStarting, "try again; writ status says what the agent waits for")
+		With(fault.AgentStarting, "try again; /healthz of the agent says what it waits for")
 }
 
 // sayUnmatched is for whoever looks for the reason of "no identity issued".

@@ -150,7 +150,7 @@ func (db *DB) migrate(ctx context.Context) error {
 }
 
 func damaged(cause error) *fault.Error {
-	return fault.New(fault.Internal, cause, "the store is damaged").With(fault.StoreDamaged, "writ db restore")
+	return fault.New(fault.Internal, cause, "the store is damaged").With(fault.StoreDamaged, "stop the server, keep the files, put back a backup of the data directory")
 }
 
 // fault gives what the engine reports its kind. What is refused by our own rules has one already.

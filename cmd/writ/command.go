@@ -26,7 +26,8 @@ Try it:  writ dev`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{cmd, err} })
 	root.PersistentFlags().String("admin", "", "admin socket, a path or a unix URI (default $WRIT_ADMIN, else "+defaultAdminSocket+")")
 	root.AddCommand(newDevCommand(), newServerCommand(), newAgentCommand(), newTokenCommand(), newNodeCommand(),
-		newEntryCommand(), newSVIDCommand(), newBundleCommand(), newPolicyCommand(), newTailCommand(), newConfigCommand(), newVersionCommand())
+		newEntryCommand(), newSVIDCommand(), newBundleCommand(), newPolicyCommand(), newTailCommand(), newExplainCommand(),
+		newConfigCommand(), newVersionCommand())
 	return root
 }
 
@@ -108,7 +109,7 @@ func explain(w io.Writer, cmd *cobra.Command, err error) int {
 	return exitFailed
 }
 
-// printFault has ux.md's shape: code and what, why in lines, the fix.
+// printFault has one shape for all: code and what, why in lines, the fix, where more stands.
 func printFault(w io.Writer, f *fault.Error, err error) {
 	head := "error"
 	if f.Code != "" {
@@ -127,6 +128,9 @@ func printFault(w io.Writer, f *fault.Error, err error) {
 	}
 	if f.Fix != "" {
 		fmt.Fprintf(w, "  fix:  %s\n", clean(f.Fix))
+	}
+	if _, there := fault.PageOf(f.Code); there {
+		fmt.Fprintf(w, "  more: writ explain error %s\n", f.Code)
 	}
 }
 

@@ -134,13 +134,13 @@ func TestErrorIsOneLine(t *testing.T) {
 	}
 }
 
-// A code is never given to another failure.
-func TestCodesAreUnique(t *testing.T) {
+// codesOf reads the constants of codes.go: name by code.
+func codesOf(t *testing.T) map[string]string {
+	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "codes.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	form := regexp.MustCompile(`^P[1-8][0-9]{3}$`)
 	seen := map[string]string{}
 	ast.Inspect(file, func(n ast.Node) bool {
 		spec, ok := n.(*ast.ValueSpec)
@@ -148,8 +148,8 @@ func TestCodesAreUnique(t *testing.T) {
 			return true
 		}
 		code, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
-		if err != nil || !form.MatchString(code) {
-			t.Errorf("%s is %q", spec.Names[0], code)
+		if err != nil {
+			t.Errorf("%s: %v", spec.Names[0], err)
 		}
 		if other := seen[code]; other != "" {
 			t.Errorf("%s and %s are both %s", other, spec.Names[0], code)
@@ -159,5 +159,40 @@ func TestCodesAreUnique(t *testing.T) {
 	})
 	if len(seen) < 20 {
 		t.Errorf("only %d codes are found", len(seen))
+	}
+	return seen
+}
+
+// A code is never given to another failure.
+func TestCodesAreUnique(t *testing.T) {
+	form := regexp.MustCompile(`^P[1-8][0-9]{3}$`)
+	for code, name := range codesOf(t) {
+		if !form.MatchString(code) {
+			t.Errorf("%s is %q", name, code)
+		}
+	}
+}
+
+// Whoever reads a code in an error can look it up.
+func TestEveryCodeHasAPage(t *testing.T) {
+	codes := codesOf(t)
+	for code, name := range codes {
+		page, there := fault.PageOf(fault.Code(code))
+		switch {
+		case !there:
+			t.Errorf("%s (%s) has no page: write one in pages.go", code, name)
+		case page.What == "" || page.Means == "" || len(page.Causes) == 0 || len(page.Do) == 0:
+			t.Errorf("the page of %s (%s) says too little: %+v", code, name, page)
+		}
+	}
+	seen := map[fault.Code]bool{}
+	for _, page := range fault.Pages() {
+		if codes[string(page.Code)] == "" || seen[page.Code] {
+			t.Errorf("%s has a page and is no code, or has two", page.Code)
+		}
+		seen[page.Code] = true
+	}
+	if _, there := fault.PageOf("P9999"); there {
+		t.Error("a code that is none has a page")
 	}
 }
