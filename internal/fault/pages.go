@@ -123,6 +123,13 @@ func workloadPages() []Page {
 				"on the server, `writ node list` shows whether the node is known and connected",
 				"check `SPIFFE_ENDPOINT_SOCKET` in the workload's environment",
 			}},
+		{NodeIndistinct, "the node has no selectors to tell it from others",
+			"An entry for a process of this node alone needs something under `where` that this node has and others do not. Nothing was suggested instead, since an entry for every node is a wider right.",
+			[]string{"the node joined with a token that was made without `--node`"},
+			[]string{
+				"`writ token create --node NAME` makes a token that gives its node the selector join_token:name:NAME; let the node join anew with it",
+				"or say that the entry shall hold on every node: `any: true`",
+			}},
 	}
 }
 
