@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/fault"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,6 +41,14 @@ func pin(sock syscall.RawConn, _ bool) (*handle, error) {
 	}
 	if now.UID != cred.Uid || now.GID != cred.Groups[0] {
 		return nil, fmt.Errorf("process %d connected as %d:%d and is %d:%d", pid, cred.Uid, cred.Groups[0], now.UID, now.GID)
+	}
+	return &handle{process: now, closed: make(chan struct{})}, nil
+}
+
+func pinNumber(pid int32) (*handle, error) {
+	now, err := look(int(pid))
+	if err != nil {
+		return nil, unknownProcess(fault.NotFound, err, fmt.Sprintf("there is no process %d", pid), "see with `ps` if it still runs")
 	}
 	return &handle{process: now, closed: make(chan struct{})}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/fault"
 )
 
 const maxPath = 103
@@ -16,6 +17,10 @@ type handle struct{ process attest.Process }
 
 func pin(syscall.RawConn, bool) (*handle, error) {
 	return nil, errors.New("callers can be told apart on Linux and macOS only")
+}
+
+func pinNumber(int32) (*handle, error) {
+	return nil, unknownProcess(fault.Unavailable, errors.ErrUnsupported, "processes are looked at on Linux and macOS only", "")
 }
 
 func (*handle) verify() error { return errors.ErrUnsupported }

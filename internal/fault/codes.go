@@ -17,6 +17,7 @@ const (
 	NotEntitled       Code = "P2003" // this node may not serve that entry
 	NoIdentity        Code = "P2004" // no entry matches the process
 	AgentStarting     Code = "P2005" // the agent has no entries yet
+	ProcessUnknown    Code = "P2006" // there is no such process, or none that could ask for an identity
 	NodeIndistinct    Code = "P2007" // the node has no selectors to tell it from others
 	BadEvidence       Code = "P3001" // evidence does not verify
 	TokenUsed         Code = "P3002" // the join token was used by another node, or is expired or unknown

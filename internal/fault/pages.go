@@ -123,6 +123,18 @@ func workloadPages() []Page {
 				"on the server, `writ node list` shows whether the node is known and connected",
 				"check `SPIFFE_ENDPOINT_SOCKET` in the workload's environment",
 			}},
+		{ProcessUnknown, "there is no such process, or none that could ask for an identity",
+			"The agent was asked about a process id and has no living process to look at under it. Process ids mean something in one PID namespace only, and are given to others later.",
+			[]string{
+				"it ended meanwhile, as a workload that stops where it gets no identity does",
+				"it is a zombie, a thread of a process, or a thread of the kernel",
+				"the id is one of inside a container: the agent is in another PID namespace and knows the process by another id",
+				"/proc of the agent hides other users' processes (hidepid)",
+			},
+			[]string{
+				"take the id from the error that the workload got, or from the agent's log",
+				"or find the process from the host, with `ps` or `pgrep`, and ask while it runs",
+			}},
 		{NodeIndistinct, "the node has no selectors to tell it from others",
 			"An entry for a process of this node alone needs something under `where` that this node has and others do not. Nothing was suggested instead, since an entry for every node is a wider right.",
 			[]string{"the node joined with a token that was made without `--node`"},
