@@ -43,6 +43,8 @@ type Side struct {
 	Delta bool
 	// MaxConnection bounds how long connections to the peer live, as max_connection_duration does; empty: as the example has it.
 	MaxConnection string
+	// VirtualHosts of the inbound listener, as YAML in flow style; empty: as the example has them.
+	VirtualHosts string
 
 	asked  atomic.Int64
 	client http.Client
@@ -140,6 +142,9 @@ func (s *Side) Start(t testing.TB) {
 	if s.MaxConnection != "" {
 		replaceOnce(t, &proxy, "max_connection_duration: 600s", "max_connection_duration: "+s.MaxConnection)
 	}
+	if s.VirtualHosts != "" {
+		replaceOnce(t, &proxy, `[{name: service, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: service}}]}]`, s.VirtualHosts)
+	}
 	more := s.fill(t, filepath.Join(root, "internal", "testdomain", "testdata", "envoy.yaml"))
 	if s.Delta {
 		replaceOnce(t, &proxy, "api_type: GRPC", "api_type: DELTA_GRPC")
@@ -185,17 +190,22 @@ type Answer struct {
 // Call is what the service does when it wants something of its peer: it asks its own Envoy, on connections that stay open.
 // The target is sent as it is.
 func (s *Side) Call(method, target string, header http.Header) (Answer, error) {
-	return s.call(s.Outbound, method, target, header)
+	return s.call(s.Outbound, "", method, target, header)
+}
+
+// CallHost is Call with a Host of the caller's choice; empty: the address.
+func (s *Side) CallHost(host, method, target string, header http.Header) (Answer, error) {
+	return s.call(s.Outbound, host, method, target, header)
 }
 
 // CallFresh is Call with a TLS handshake of its own.
 func (s *Side) CallFresh(method, target string, header http.Header) (Answer, error) {
-	return s.call(s.Fresh, method, target, header)
+	return s.call(s.Fresh, "", method, target, header)
 }
 
-func (s *Side) call(port int, method, target string, header http.Header) (Answer, error) {
-	host := fmt.Sprintf("127.0.0.1:%d", port)
-	request := &http.Request{Method: method, URL: &url.URL{Scheme: "http", Host: host, Opaque: target}, Header: header.Clone()}
+func (s *Side) call(port int, host, method, target string, header http.Header) (Answer, error) {
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	request := &http.Request{Method: method, Host: host, URL: &url.URL{Scheme: "http", Host: address, Opaque: target}, Header: header.Clone()}
 	response, err := s.client.Do(request)
 	if err != nil {
 		return Answer{}, err
