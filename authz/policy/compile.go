@@ -1,21 +1,16 @@
 package policy
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 
-	"github.com/goccy/go-yaml"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/storage"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
 	"github.com/writ-dev/writ/policies"
 )
@@ -149,75 +144,6 @@ func hasRule(c *ast.Compiler, ref ast.Ref) bool {
 		}
 	}
 	return len(c.GetRulesWithPrefix(ref)) > 0
-}
-
-// data reads data.json and data.yaml; the folder is the prefix, as in OPA bundles.
-func data(s *snapshot) (storage.Store, error) {
-	root := map[string]any{}
-	for _, name := range s.names {
-		var tree map[string]any
-		var err error
-		switch path.Base(name) {
-		case "data.json":
-			tree, err = jsonObject(s.files[name])
-		case "data.yaml":
-			if isCase(name) {
-				continue
-			}
-			err = yaml.Unmarshal(s.files[name], &tree)
-		default:
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		if dir := path.Dir(name); dir != "." {
-			for _, part := range slices.Backward(strings.Split(dir, "/")) {
-				tree = map[string]any{part: tree}
-			}
-		}
-		if at := merge(root, tree); at != "" {
-			return nil, fmt.Errorf("%s: %s is in another data file too", name, strings.TrimPrefix(at, "."))
-		}
-	}
-	value, err := ast.InterfaceToValue(root)
-	if err != nil {
-		return nil, fmt.Errorf("read data: %w", err)
-	}
-	return inmem.NewFromASTObject(value.(ast.Object)), nil
-}
-
-func jsonObject(content []byte) (map[string]any, error) {
-	var tree map[string]any
-	d := json.NewDecoder(bytes.NewReader(content))
-	d.UseNumber()
-	if err := d.Decode(&tree); err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("more than one JSON document")
-	}
-	return tree, nil
-}
-
-// merge adds one tree to another and gives the path of what both have.
-func merge(into, from map[string]any) (conflict string) {
-	for key, value := range from {
-		before, there := into[key]
-		if !there {
-			into[key] = value
-			continue
-		}
-		a, isTree := before.(map[string]any)
-		b, both := value.(map[string]any)
-		if !isTree || !both {
-			return "." + key
-		}
-		if at := merge(a, b); at != "" {
-			return "." + key + at
-		}
-	}
-	return ""
 }
 
 // readable puts OPA's errors as file:line: reason.

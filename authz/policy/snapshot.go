@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -112,6 +113,9 @@ func take(ctx context.Context, files fs.FS) (*snapshot, error) {
 	for range readTries {
 		before, err := sight(files)
 		if err == nil {
+			err = before.fits()
+		}
+		if err == nil {
 			var s *snapshot
 			if s, err = read(files, before); err == nil {
 				if after, sightErr := sight(files); sightErr == nil && before.equal(after) {
@@ -120,7 +124,9 @@ func take(ctx context.Context, files fs.FS) (*snapshot, error) {
 				err = errors.New("the folder does not stand still")
 			}
 		}
-		last = err
+		if last = err; errors.As(err, new(beyond)) {
+			return nil, err
+		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -134,7 +140,7 @@ func read(files fs.FS, s sighting) (*snapshot, error) {
 	out := &snapshot{files: make(map[string][]byte, len(s)), sighting: s}
 	hash := sha256.New()
 	for _, f := range s {
-		content, err := fs.ReadFile(files, f.name)
+		content, err := readFile(files, f.name)
 		if err != nil {
 			return nil, err
 		}
@@ -147,4 +153,18 @@ func read(files fs.FS, s sighting) (*snapshot, error) {
 	}
 	out.digest = hex.EncodeToString(hash.Sum(nil)[:16])
 	return out, nil
+}
+
+// readFile reads no more than a file may have: it may have grown since it was seen.
+func readFile(files fs.FS, name string) ([]byte, error) {
+	f, err := files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, most(name)+1))
+	if err != nil {
+		return nil, err
+	}
+	return content, fits(name, int64(len(content)))
 }
