@@ -112,6 +112,7 @@ func library() (map[string]*ast.Module, error) {
 }
 
 func newCompiler(m manifest, modules map[string]*ast.Module) (*ast.Compiler, error) {
+	bindBuiltins()
 	var schema any
 	if err := json.Unmarshal(policies.InputSchema(), &schema); err != nil {
 		return nil, fmt.Errorf("read input schema: %w", err)

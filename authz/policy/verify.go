@@ -176,6 +176,10 @@ func (p *program) ask(ctx context.Context, input ast.Value) (result ast.Value, e
 		return nil, errMemory
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
+	case err != nil:
+		return nil, err
+	case result != nil && spend(result, maxResult) < 0:
+		return nil, fmt.Errorf("the result has more than %d values", maxResult)
 	}
-	return result, err
+	return result, nil
 }
