@@ -1,5 +1,6 @@
 // Package ca is the signing authority of one trust domain: a self-signed root, this server's issuing certificate under it, and
-// what they sign. Start with Authority: Draft makes the exact certificate that will be signed, Issue signs it.
+// what they sign. Start with Authority: Draft makes the exact certificate that will be signed, Issue signs it. JWTAuthority does
+// the same for tokens, with keys of its own.
 //
 // The caller records a Draft between the two, so that nothing is signed that nobody knows of. A Profile says what is allowed, a
 // Request what is wanted.
@@ -39,12 +40,12 @@ const (
 
 // AuthorityRecord is what is remembered of an authority: what a restart has to find, and what the other servers have to know.
 type AuthorityRecord struct {
-	ID          string // the certificate's subject key id, lower-case hex
+	ID          string // the certificate's subject key id, lower-case hex; of a JWT key likewise, its `kid`
 	Server      string // whose it is
 	Use         string // x509 or jwt
-	Tier        string // root or issuing
-	State       string // prepared, active, old, tainted, revoked
-	Certificate []byte // DER
+	Tier        string // root or issuing; empty for JWT keys, which have no chain
+	State       string // prepared, active, old, tainted, revoked; removed for JWT keys
+	Certificate []byte // DER; of a JWT key the public key, PKIX
 	KeyName     string // in that server's keystore; empty when the key ends with the process
 	NotBefore   time.Time
 	NotAfter    time.Time
