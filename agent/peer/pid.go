@@ -55,5 +55,9 @@ func (p *Pinned) watch() {
 }
 
 func unknownProcess(kind fault.Kind, cause error, what, fix string) error {
-	return fault.New(kind, cause, what).With(fault.ProcessUnknown, fix)
+	err := fault.New(kind, nil, what).With(fault.ProcessUnknown, fix)
+	if cause != nil { // whoever asks may know all of it
+		err.Because(cause.Error())
+	}
+	return err
 }
