@@ -49,6 +49,7 @@ type Agent struct {
 	node    *member.Node
 	cache   *cache
 	callers *callers
+	misses  misses
 	tally   *tally
 	link    link
 

@@ -51,6 +51,7 @@ type record struct {
 	renewAt  time.Time // when identity is due; passed already when the entry changed under it
 	retryAt  time.Time // after a refusal
 	refusals int
+	refusal  error // of the last try, nil after one that gave an SVID
 }
 
 // trusted is a bundle with its certificates read.
@@ -348,7 +349,7 @@ func (c *cache) setEntry(e registration.Entry, touched map[*share]struct{}) {
 }
 
 func (c *cache) adjust(r *record, e registration.Entry) {
-	r.retryAt, r.refusals = time.Time{}, 0
+	r.retryAt, r.refusals, r.refusal = time.Time{}, 0, nil
 	switch {
 	case r.identity == nil:
 		return

@@ -129,12 +129,13 @@ func (c *cache) install(jobs []job, now time.Time) {
 		}
 		if j.issued.Err != nil {
 			r.refusals++
+			r.refusal = j.issued.Err
 			r.retryAt = now.Add(refusalWait(r.refusals, j.issued.Err))
 			continue
 		}
 		c.setIdentity(r, &Identity{Entry: j.entry.Name, ID: j.entry.ID, Hint: r.entry.Hint, Chain: j.issued.Chain, Key: j.issued.Key,
 			NotAfter: j.issued.NotAfter})
-		r.retryAt, r.refusals = time.Time{}, 0
+		r.retryAt, r.refusals, r.refusal = time.Time{}, 0, nil
 		r.renewAt = now.Add(member.HalfLife(j.issued.NotAfter.Sub(now), member.Chance()))
 		if r.entry.TTL != j.entry.TTL || !slices.Equal(r.entry.DNS, j.entry.DNS) {
 			r.renewAt = time.Time{} // it changed while it was being signed

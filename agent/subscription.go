@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -278,7 +277,7 @@ func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, er
 		return a.cache.view(sh, a.now()), nil
 	}
 	if matches == 0 {
-		a.sayUnmatched(ctx, p, found.selectors)
+		a.sayUnmatched(ctx, Sighting{Process: p.Process(), Selectors: found.selectors, At: a.now()})
 	} else {
 		a.remember(p, found)
 	}
@@ -339,14 +338,4 @@ func (a *Agent) awaitSync(ctx context.Context) error {
 	}
 	return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").
 		With(fault.AgentStarting, "try again; /healthz of the agent says what it waits for")
-}
-
-// sayUnmatched is for whoever looks for the reason of "no identity issued".
-func (a *Agent) sayUnmatched(ctx context.Context, p attest.Peer, selectors []attest.Selector) {
-	names := make([]string, 0, len(selectors))
-	for _, s := range selectors {
-		names = append(names, s.String())
-	}
-	err := errors.New("it has the selectors " + strings.Join(names, " "))
-	a.log.InfoContext(ctx, "no entry matches the process", "peer_pid", p.Process().PID, "peer_uid", p.Process().UID, "err", err)
 }

@@ -31,7 +31,9 @@ func (a *Authority) Config(t *testing.T) agent.Config {
 // Run starts an agent and stops it at the test's end, or earlier by the function it gives.
 func Run(t *testing.T, c agent.Config) (*agent.Agent, func()) {
 	t.Helper()
-	c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if c.Log == nil {
+		c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	a, err := agent.New(c)
 	if err != nil {
 		t.Fatal(err)

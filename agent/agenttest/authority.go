@@ -273,7 +273,8 @@ func (a *Authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding
 	c := a.certify(a.Issuing, a.key, svidKey, a.leaf(string(u), a.AgentTTL))
 	lost := a.LoseProof
 	a.LoseProof = false
-	admission := &nodev1.Admission{AgentId: id, Certificates: [][]byte{c.Raw, a.Issuing.Raw}, Generation: row.generation, Reattestable: true}
+	admission := &nodev1.Admission{AgentId: id, Certificates: [][]byte{c.Raw, a.Issuing.Raw}, Generation: row.generation, Reattestable: true,
+		Selectors: []string{"test:name:node"}}
 	if len(p.GetEvidence()) > 0 {
 		admission.Sync = []*nodev1.SyncResponse{a.snapshot()}
 	}

@@ -183,7 +183,7 @@ func (q asking) admission(got *nodev1.Admission, state tls.ConnectionState, doma
 		roots = anchors.Roots
 	}
 	m := &SVID{ID: id, Generation: got.GetGeneration(), Reattestable: got.GetReattestable(), NotAfter: chain[0].NotAfter, key: q.svidKey,
-		chain: got.GetCertificates(), leaf: chain[0]}
+		chain: got.GetCertificates(), leaf: chain[0], Selectors: readSelectors(got.GetSelectors())}
 	return admitted{svid: m, roots: roots, sync: got.GetSync()}, nil
 }
 

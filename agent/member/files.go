@@ -20,6 +20,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/internal/durable"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/svid"
@@ -43,6 +44,7 @@ type SVID struct {
 	Generation   uint64
 	Reattestable bool // its evidence may be judged anew; else the node key re-attests
 	NotAfter     time.Time
+	Selectors    []attest.Selector // the node's, as the server found them
 
 	servers []string
 	key     *ecdsa.PrivateKey
@@ -56,6 +58,7 @@ type svidJSON struct {
 	Servers      []string `json:"servers"`
 	Generation   uint64   `json:"generation"`
 	Reattestable bool     `json:"reattestable"`
+	Selectors    []string `json:"selectors,omitempty"`
 	Key          []byte   `json:"key"`   // PKCS#8 DER
 	Chain        [][]byte `json:"chain"` // DER, leaf first
 }
@@ -151,7 +154,17 @@ func (s svidJSON) parse() (*SVID, error) {
 		return nil, errors.New("the key is not the certificate's")
 	}
 	return &SVID{ID: id, Generation: s.Generation, Reattestable: s.Reattestable, NotAfter: certificates[0].NotAfter, servers: s.Servers, key: key,
-		chain: s.Chain, leaf: certificates[0]}, nil
+		chain: s.Chain, leaf: certificates[0], Selectors: readSelectors(s.Selectors)}, nil
+}
+
+// readSelectors leaves out what is none: they are shown and suggested from, and decide nothing here.
+func readSelectors(list []string) (out []attest.Selector) {
+	for _, text := range list {
+		if s, err := attest.ParseSelector(text); err == nil {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // keep writes the SVID, and only then forgets the pending key: a crash in between leaves both, which pending sorts out.
@@ -162,6 +175,9 @@ func (f folder) keep(m *SVID) error {
 	}
 	saved := svidJSON{AgentID: m.ID.String(), Servers: m.servers, Generation: m.Generation, Reattestable: m.Reattestable, Key: der,
 		Chain: m.chain}
+	for _, s := range m.Selectors {
+		saved.Selectors = append(saved.Selectors, s.String())
+	}
 	if err := f.write(svidFile, saved); err != nil {
 		return err
 	}
