@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -19,18 +20,16 @@ const (
 	framing     = 16 // bytes of tags and lengths around one element, at most
 )
 
-// errNoIdentity denies. The words are looked for by rust-spiffe (clients.md rule 3).
-func errNoIdentity() error {
-	return fault.New(fault.Denied, nil, "no identity issued").With(fault.NoIdentity,
-		"apply an entry that matches the process; the agent's log names its selectors")
+// errNoIdentity denies. Its first words are looked for by rust-spiffe (clients.md rule 3). What matches and what does not is for
+// operators: the process learns only what they have to ask.
+func errNoIdentity(pid int32) error {
+	ask := fmt.Sprintf("writ explain workload --pid %d", pid)
+	return fault.New(fault.Denied, nil, "no identity issued; on the node, `"+ask+"` says why").With(fault.NoIdentity, ask)
 }
 
-// composeSVIDs gives the X.509-SVIDs of the view in its order, the bundle of our own trust domain beside each, and how much is left
+// composeSVIDs gives the X.509-SVIDs of a view that has some in its order, the bundle of our own trust domain beside each, and how much is left
 // out because clients would not take it.
 func composeSVIDs(v agent.View) (response *workload.X509SVIDResponse, left int, err error) {
-	if len(v.Identities) == 0 {
-		return nil, 0, errNoIdentity()
-	}
 	own, err := ownBundle(v)
 	if err != nil {
 		return nil, 0, err
@@ -56,9 +55,6 @@ func composeSVIDs(v agent.View) (response *workload.X509SVIDResponse, left int, 
 
 // composeBundles gives the bundles of our own trust domain and of those that the caller's entries federate with.
 func composeBundles(v agent.View) (response *workload.X509BundlesResponse, left int, err error) {
-	if len(v.Identities) == 0 {
-		return nil, 0, errNoIdentity()
-	}
 	own, err := ownBundle(v)
 	if err != nil {
 		return nil, 0, err

@@ -56,7 +56,7 @@ func (h *Handler) Stop() { h.once.Do(func() { close(h.stopped) }) }
 // that changes with the next part (clients.md rule 13).
 const wholeWithin = time.Second
 
-// follow sends what compose makes of the caller's view, at once and after each change, until the stream, the process, the
+// follow sends what compose makes of the caller's view once that has identities, at once and after each change, until the stream, the process, the
 // entitlement or the agent ends.
 func follow[M proto.Message](h *Handler, stream interface {
 	Context() context.Context
@@ -83,6 +83,9 @@ func follow[M proto.Message](h *Handler, stream interface {
 		}
 		whole = whole || !view.Pending
 		if whole && (len(view.Identities) > 0 || !view.Pending) { // else SVIDs are being signed: no reason to deny
+			if len(view.Identities) == 0 {
+				return h.answer(ctx, errNoIdentity(caller.Process().PID))
+			}
 			message, left, err := compose(view)
 			if err != nil {
 				return h.answer(ctx, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -43,8 +44,9 @@ func TestCallerWithoutEntryIsDenied(t *testing.T) {
 	n.server.Apply(entry("other", "/another/executable"))
 	n.start()
 	conn := agenttest.Dial(t, n.path)
-	svids(t, conn).ends(codes.PermissionDenied, "no identity issued")
-	bundles(t, conn).ends(codes.PermissionDenied, "no identity issued")
+	says := fmt.Sprintf("no identity issued; on the node, `writ explain workload --pid %d` says why", os.Getpid())
+	svids(t, conn).ends(codes.PermissionDenied, says)
+	bundles(t, conn).ends(codes.PermissionDenied, says)
 }
 
 // broken is an attestor that cannot find out who calls.
