@@ -25,7 +25,7 @@ const (
 )
 
 func newSVIDCommand() *cobra.Command {
-	return group("svid", "SVIDs, as a workload gets them", newSVIDGetCommand())
+	return group("svid", "SVIDs, as a workload gets them", newSVIDGetCommand(), newSVIDWatchCommand())
 }
 
 func newSVIDGetCommand() *cobra.Command {
@@ -38,12 +38,9 @@ func newSVIDGetCommand() *cobra.Command {
 Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody answers in time.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			socket := os.Getenv(workloadVariable)
-			if socket == "" {
-				socket = defaultAgentSocket
-			}
-			if err := workloadapi.ValidateAddress(socket); err != nil {
-				return usageError{cmd, fmt.Errorf("%s=%q: %w", workloadVariable, socket, err)}
+			socket, err := workloadSocket(cmd)
+			if err != nil {
+				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
@@ -57,6 +54,18 @@ Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for an answer")
 	p.flag(cmd, "table", "json", "yaml", "pem")
 	return cmd
+}
+
+// workloadSocket is where this process finds the Workload API.
+func workloadSocket(cmd *cobra.Command) (string, error) {
+	socket := os.Getenv(workloadVariable)
+	if socket == "" {
+		socket = defaultAgentSocket
+	}
+	if err := workloadapi.ValidateAddress(socket); err != nil {
+		return "", usageError{cmd, fmt.Errorf("%s=%q: %w", workloadVariable, socket, err)}
+	}
+	return socket, nil
 }
 
 // fetchSVIDs asks until there is an answer, a denial or the context's end.

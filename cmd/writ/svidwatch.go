@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/internal/durable"
+	"github.com/writ-dev/writ/svid"
+)
+
+const (
+	execFor    = 30 * time.Second // what a command after a change may take
+	execAgain  = 5 * time.Second  // between tries of one that failed
+	askAtLeast = 5 * time.Second  // the longest pause between tries to reach the Workload API
+)
+
+// watchFlags is the command line of `writ svid watch`.
+type watchFlags struct {
+	printed
+	folder, command, id string
+}
+
+func newSVIDWatchCommand() *cobra.Command {
+	var f watchFlags
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Follow this process's X.509-SVID, and keep files of it fresh for a program that reads files",
+		Long: `Prints a line for each X.509-SVID that comes. With --write it keeps svid.pem (the chain), key.pem (PKCS#8) and bundle.pem (the trust
+domain's roots) in that folder: each replaced at once, 0600, and only when its content changed. --exec then runs a command by /bin/sh, with
+WRIT_CHANGED naming the files, in their order; one that fails is run again every 5 s until it succeeds or the next change comes. Programs that read both
+svid.pem and key.pem do so when the command tells them to: between two files of one change there is a moment.
+
+The files stay when no identity is issued any more; standard error says so. Ends at SIGINT or SIGTERM with 0.`,
+		Args: checked(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			socket, err := workloadSocket(cmd)
+			if err != nil {
+				return err
+			}
+			w, err := newFileWriter(cmd, f, socket)
+			if err != nil {
+				return err
+			}
+			return w.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&f.folder, "write", "", "folder to keep svid.pem, key.pem and bundle.pem in; made 0700 where it is not there")
+	cmd.Flags().StringVar(&f.command, "exec", "", "command to run after a change of the files, such as a reload")
+	cmd.Flags().StringVar(&f.id, "spiffe-id", "", "the SVID of this SPIFFE ID (default: the first)")
+	f.flag(cmd, "table", "json", "yaml")
+	return cmd
+}
+
+// fileWriter follows the Workload API: a client's goroutine hands over updates and says what is wrong, its own does the rest.
+type fileWriter struct {
+	flags     watchFlags
+	socket    string
+	id        spiffeid.ID // zero: the first
+	out, talk io.Writer
+	updates   chan *workloadapi.X509Context // holds the newest
+
+	mu   sync.Mutex // guards said
+	said string     // the last trouble that was told
+}
+
+func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter, error) {
+	w := &fileWriter{flags: f, socket: socket, out: cmd.OutOrStdout(), talk: cmd.ErrOrStderr(), updates: make(chan *workloadapi.X509Context, 1)}
+	if f.command != "" && f.folder == "" {
+		return nil, usageError{cmd, errors.New("--exec needs --write: it runs after a change of the files")}
+	}
+	if f.id != "" {
+		id, err := svid.ParseID(f.id)
+		if err != nil {
+			return nil, usageError{cmd, fmt.Errorf("--spiffe-id: %w", err)}
+		}
+		w.id = id
+	}
+	if f.folder == "" {
+		return w, nil
+	}
+	return w, durable.MakeFolder(f.folder, 0o755)
+}
+
+// run follows until ctx ends, or the Workload API says for good that it will not serve.
+func (w *fileWriter) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		defer cancel()
+		ended <- workloadapi.WatchX509Context(ctx, w, workloadapi.WithAddr(w.socket), workloadapi.WithBackoffStrategy(steady{}))
+	}()
+	err := w.follow(ctx)
+	cancel()
+	if watched := <-ended; err == nil && !errors.Is(watched, context.Canceled) && status.Code(watched) != codes.Canceled {
+		err = watched
+	}
+	return err
+}
+
+// follow writes what comes, newest first, and runs the command.
+func (w *fileWriter) follow(ctx context.Context) error {
+	var again <-chan time.Time
+	changed := w.pending()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again:
+		case update := <-w.updates:
+			var err error
+			if changed, err = w.take(update, changed); err != nil {
+				return err
+			}
+		}
+		again = nil
+		if len(changed) == 0 || w.flags.command == "" {
+			continue
+		}
+		if err := w.exec(ctx, changed); err != nil {
+			fmt.Fprintf(w.talk, "--exec failed, and is run again in %s: %v\n", execAgain, err)
+			again = time.After(execAgain)
+			continue
+		}
+		changed = nil
+		if err := os.Remove(w.path(pendingFile)); err != nil {
+			return err
+		}
+	}
+}
+
+// pendingFile names what changed until the command has run, so that a watch that was killed between the two runs it when it is back.
+const pendingFile = ".changed"
+
+func (w *fileWriter) path(name string) string { return filepath.Join(w.flags.folder, name) }
+
+// pending is what an earlier watch left to tell.
+func (w *fileWriter) pending() []string {
+	if w.flags.command == "" {
+		return nil
+	}
+	left, _ := os.ReadFile(w.path(pendingFile))
+	return merged(nil, strings.Fields(string(left)))
+}
+
+// merged adds names, each once, in the order of the files.
+func merged(names, more []string) (out []string) {
+	all := strings.Join(append(names, more...), " ")
+	for _, name := range []string{"svid.pem", "key.pem", "bundle.pem"} {
+		if strings.Contains(all, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// take prints one update and writes its files; it adds the names of those that changed.
+func (w *fileWriter) take(update *workloadapi.X509Context, changed []string) ([]string, error) {
+	chosen := w.choose(update.SVIDs)
+	if chosen == nil {
+		w.tell(fmt.Sprintf("no SVID of %s is issued to this process; the files stay as they are", w.id))
+		return changed, nil
+	}
+	w.tell("")
+	if err := printSVIDs(w.out, w.flags.printed, []*x509svid.SVID{chosen}, w.socket); err != nil {
+		return nil, err
+	}
+	if w.flags.folder == "" {
+		return nil, nil
+	}
+	files, err := filesOf(chosen, update)
+	if err != nil {
+		return nil, err
+	}
+	files = slices.DeleteFunc(files, func(f file) bool {
+		before, err := os.ReadFile(w.path(f.name))
+		return err == nil && bytes.Equal(before, f.content)
+	})
+	for _, f := range files {
+		changed = merged(changed, []string{f.name})
+	}
+	if w.flags.command != "" && len(files) > 0 {
+		if err := durable.WriteFile(w.path(pendingFile), []byte(strings.Join(changed, " ")+"\n"), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range files {
+		if err := durable.WriteFile(w.path(f.name), f.content, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return changed, nil
+}
+
+func (w *fileWriter) choose(svids []*x509svid.SVID) *x509svid.SVID {
+	for _, s := range svids {
+		if w.id.IsZero() || s.ID == w.id {
+			return s
+		}
+	}
+	return nil
+}
+
+type file struct {
+	name    string
+	content []byte
+}
+
+// filesOf gives the files in the order in which they are written. The roots come first: they must be known before what is under them.
+func filesOf(s *x509svid.SVID, update *workloadapi.X509Context) ([]file, error) {
+	roots, err := update.Bundles.GetX509BundleForTrustDomain(s.ID.TrustDomain())
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	return []file{{"bundle.pem", certificates(roots.X509Authorities())},
+		{"key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})},
+		{"svid.pem", certificates(s.Certificates)}}, nil
+}
+
+func certificates(list []*x509.Certificate) (out []byte) {
+	for _, c := range list {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+// exec runs the command once. What it prints goes to standard error: standard output is ours.
+func (w *fileWriter) exec(ctx context.Context, changed []string) error {
+	ctx, cancel := context.WithTimeout(ctx, execFor)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", w.flags.command)
+	cmd.Env = append(os.Environ(), "WRIT_CHANGED="+strings.Join(changed, " "))
+	cmd.Stdout, cmd.Stderr = w.talk, w.talk
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	if ctx.Err() == context.DeadlineExceeded {
+		return fmt.Errorf("it did not end within %s", execFor)
+	}
+	return err
+}
+
+// OnX509ContextUpdate is called by the client, one update after the other.
+func (w *fileWriter) OnX509ContextUpdate(update *workloadapi.X509Context) {
+	select { // what waits there is older
+	case <-w.updates:
+	default:
+	}
+	w.updates <- update
+}
+
+// OnX509ContextWatchError is called by the client before it tries again.
+func (w *fileWriter) OnX509ContextWatchError(err error) {
+	if s := status.Convert(err); s.Code() != codes.Canceled {
+		w.tell(s.Message())
+	}
+}
+
+// tell says what is wrong, once; nothing is what ends it.
+func (w *fileWriter) tell(trouble string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if trouble != w.said && trouble != "" {
+		fmt.Fprintln(w.talk, clean(trouble))
+	}
+	w.said = trouble
+}
+
+// steady tries again soon, however long it has been in vain: an entry may come at any moment.
+type steady struct{}
+
+func (steady) NewBackoff() workloadapi.Backoff { return &pause{} }
+
+type pause struct{ last time.Duration }
+
+func (p *pause) Next() time.Duration {
+	p.last = min(2*p.last+200*time.Millisecond, askAtLeast)
+	return p.last
+}
+
+func (p *pause) Reset() { p.last = 0 }
