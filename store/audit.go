@@ -15,18 +15,33 @@ const (
 	feedAgain  = time.Second // until a sink that failed is tried again
 )
 
+// record is what an audit row says, and when it was.
+type record struct {
+	at   time.Time
+	what any
+}
+
 // record writes an audit row in the transaction of what it is about.
-func (t *tx) record(kind string, at time.Time, record any) error {
-	text, err := json.Marshal(record)
-	if err != nil {
-		return fmt.Errorf("record the %s: %w", kind, err)
+func (t *tx) record(kind string, at time.Time, what any) error {
+	return t.recordAll(kind, []record{{at, what}})
+}
+
+// recordAll writes audit rows of one kind, in order.
+func (t *tx) recordAll(kind string, all []record) error {
+	for part := range parts(all) {
+		args := make([]any, 0, 4*len(part))
+		for _, r := range part {
+			text, err := json.Marshal(r.what)
+			if err != nil {
+				return fmt.Errorf("record the %s: %w", kind, err)
+			}
+			args = append(args, micros(r.at), t.db.config.Server, kind, string(text))
+		}
+		if _, err := t.exec("INSERT INTO audit (time, server, kind, record) VALUES "+list("(?, ?, ?, ?)", len(part)), args...); err != nil {
+			return fmt.Errorf("record the %s: %w", kind, err)
+		}
+		t.rows = true
 	}
-	_, err = t.exec("INSERT INTO audit (time, server, kind, record) VALUES (?, ?, ?, ?)",
-		micros(at), t.db.config.Server, kind, string(text))
-	if err != nil {
-		return fmt.Errorf("record the %s: %w", kind, err)
-	}
-	t.rows = true
 	return nil
 }
 

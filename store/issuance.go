@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
+	"slices"
+	"strings"
 
 	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/audit"
@@ -17,86 +20,176 @@ func (db *DB) RecordIssuance(ctx context.Context, intent audit.Issuance) error {
 	return db.RecordIssuances(ctx, []audit.Issuance{intent})[0]
 }
 
-// RecordIssuances is RecordIssuance for many that share one fsync. Each stands alone: the errors are in the order of the intents.
+// RecordIssuances is RecordIssuance for many in one write. Each stands alone: the errors are in the order of the intents.
 func (db *DB) RecordIssuances(ctx context.Context, intents []audit.Issuance) []error {
-	writes := make([]*write, len(intents))
-	errs := make([]error, len(intents))
-	for i, intent := range intents {
-		writes[i], errs[i] = db.enqueue(ctx, func(t *tx) error { return t.issue(intent) })
+	if len(intents) == 0 {
+		return nil
 	}
-	for i, w := range writes {
-		if w != nil {
-			errs[i] = db.await(w)
-		}
+	var judged []error // the writer's until write returns without an error
+	if err := db.write(ctx, func(t *tx) (err error) { judged, err = t.issue(intents); return err }); err != nil {
+		return slices.Repeat([]error{err}, len(intents))
 	}
-	return errs
+	for i, err := range judged {
+		judged[i] = db.fault(err)
+	}
+	return judged
 }
 
-func (t *tx) issue(i audit.Issuance) error {
-	for _, unchanged := range []func(audit.Issuance) error{t.sameEntry, t.sameNode, t.sameAuthority} {
-		if err := unchanged(i); err != nil {
-			return err
-		}
-	}
-	if i.Serial == "" {
-		return fault.New(fault.Invalid, nil, "an issuance needs a serial")
-	}
-	i.Server = t.db.config.Server
-	if i.Time.IsZero() {
-		i.Time = t.db.config.Now()
-	}
-	_, err := t.exec("INSERT INTO issuance (serial, spiffe_id, entry, node, authority, not_after, server) VALUES (?, ?, ?, ?, ?, ?, ?)",
-		i.Serial, i.SPIFFEID, i.Entry, i.Node, i.AuthorityID, micros(i.NotAfter), i.Server)
-	if duplicate(err) {
-		return fault.New(fault.Conflict, err, "the serial is taken")
-	}
+// issue judges each intent alone and takes the serials of those that pass. Statements are for many rows: one for each row costs
+// more than the signature that follows. An error means that nothing of it is written.
+func (t *tx) issue(intents []audit.Issuance) (judged []error, err error) {
+	judged = make([]error, len(intents))
+	held, err := t.holding(intents)
 	if err != nil {
-		return fmt.Errorf("take serial %s: %w", i.Serial, err)
+		return nil, err
 	}
-	return t.record(audit.KindIssuance, i.Time, i)
+	var good []issuing
+	for i, intent := range intents {
+		if judged[i] = held.judge(intent); judged[i] != nil {
+			continue
+		}
+		if intent.Serial == "" {
+			judged[i] = fault.New(fault.Invalid, nil, "an issuance needs a serial")
+			continue
+		}
+		intent.Server = t.db.config.Server
+		if intent.Time.IsZero() {
+			intent.Time = t.db.config.Now()
+		}
+		good = append(good, issuing{intent, &judged[i]})
+	}
+	if err := t.takeSerials(good); err != nil {
+		return nil, err
+	}
+	return judged, t.recordIssuances(good)
 }
 
-// stale is the answer to who decided on what is gone: read again and decide again.
-func stale(what string) error { return fault.New(fault.Stale, nil, what) }
-
-func (t *tx) sameEntry(i audit.Issuance) error {
-	if i.Entry == "" {
-		return nil // agent and server SVIDs have none
-	}
-	revision, found, err := first(t, func(rows *sql.Rows) (n uint64, err error) { return n, rows.Scan(&n) },
-		"SELECT revision FROM entries WHERE name = ? AND spiffe_id = ?", i.Entry, i.SPIFFEID)
-	if err == nil && (!found || revision != i.EntryRevision) {
-		err = stale("the entry changed meanwhile")
-	}
-	return err
+// issuing is an intent that may be signed so far, and where its error goes.
+type issuing struct {
+	audit.Issuance
+	err *error
 }
 
-func (t *tx) sameNode(i audit.Issuance) error {
-	if i.Node == "" {
-		return nil // server SVIDs have none
-	}
-	type row struct {
-		state      string
-		generation uint64
-	}
-	n, found, err := first(t, func(rows *sql.Rows) (n row, err error) { return n, rows.Scan(&n.state, &n.generation) },
-		"SELECT state, generation FROM nodes WHERE id = ?", i.Node)
-	switch {
-	case err != nil:
-		return err
-	case !found || n.state != string(attest.Attested):
-		return stale("the node is no longer attested")
-	case i.NodeGeneration != 0 && n.generation != i.NodeGeneration:
-		return stale("the node renewed meanwhile")
+// takeSerials takes all at once, and one by one only where one of them is taken.
+func (t *tx) takeSerials(all []issuing) error {
+	const into, values = "INSERT INTO issuance (serial, spiffe_id, entry, node, authority, not_after, server) VALUES ", "(?, ?, ?, ?, ?, ?, ?)"
+	for part := range parts(all) {
+		args := make([]any, 0, 7*len(part))
+		for _, i := range part {
+			args = append(args, i.Serial, i.SPIFFEID, i.Entry, i.Node, i.AuthorityID, micros(i.NotAfter), i.Server)
+		}
+		_, err := t.exec(into+list(values, len(part)), args...)
+		switch {
+		case err == nil:
+		case !duplicate(err):
+			return fmt.Errorf("take serials: %w", err)
+		case len(part) == 1:
+			*part[0].err = fault.New(fault.Conflict, err, "the serial is taken")
+		default:
+			for _, one := range part {
+				if err := t.takeSerials([]issuing{one}); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }
 
-func (t *tx) sameAuthority(i audit.Issuance) error {
-	state, found, err := first(t, func(rows *sql.Rows) (state string, err error) { return state, rows.Scan(&state) },
-		"SELECT state FROM authorities WHERE id = ?", i.AuthorityID)
-	if err == nil && (!found || state != ca.StateActive) {
-		err = stale("the authority is no longer active")
+// recordIssuances writes the audit rows of those whose serial is theirs.
+func (t *tx) recordIssuances(all []issuing) error {
+	taken := slices.DeleteFunc(all, func(i issuing) bool { return *i.err != nil })
+	records := make([]record, len(taken))
+	for n, i := range taken {
+		records[n] = record{i.Time, i.Issuance}
 	}
-	return err
+	return t.recordAll(audit.KindIssuance, records)
+}
+
+// The numbers of rows that statements are prepared for.
+var rowsAtOnce = []int{64, 8, 1}
+
+// parts cuts a list into the lengths that statements are prepared for.
+func parts[T any](all []T) iter.Seq[[]T] {
+	return func(yield func([]T) bool) {
+		for _, n := range rowsAtOnce {
+			for len(all) >= n {
+				if !yield(all[:n:n]) {
+					return
+				}
+				all = all[n:]
+			}
+		}
+	}
+}
+
+// list is one text n times, between commas.
+func list(one string, n int) string { return one + strings.Repeat(", "+one, n-1) }
+
+// stale is the answer to who decided on what is gone: read again and decide again.
+func stale(what string) error { return fault.New(fault.Stale, nil, what) }
+
+// holding is what entries, nodes and authorities are at this moment, as far as intents name them.
+type holding struct {
+	entries     map[string]heldEntry
+	nodes       map[string]heldNode
+	authorities map[string]string // to their states
+}
+
+type heldEntry struct {
+	name, spiffeID string
+	revision       uint64
+}
+
+type heldNode struct {
+	state      string
+	generation uint64
+}
+
+func (t *tx) holding(intents []audit.Issuance) (h holding, err error) {
+	h = holding{map[string]heldEntry{}, map[string]heldNode{}, map[string]string{}}
+	var names []any
+	for _, i := range intents {
+		if i.Entry != "" {
+			names = append(names, i.Entry)
+		}
+		if _, read := h.nodes[i.Node]; !read {
+			h.nodes[i.Node], _, err = first(t, func(rows *sql.Rows) (n heldNode, err error) { return n, rows.Scan(&n.state, &n.generation) },
+				"SELECT state, generation FROM nodes WHERE id = ?", i.Node)
+		}
+		if _, read := h.authorities[i.AuthorityID]; !read && err == nil {
+			h.authorities[i.AuthorityID], _, err = first(t, func(rows *sql.Rows) (state string, err error) { return state, rows.Scan(&state) },
+				"SELECT state FROM authorities WHERE id = ?", i.AuthorityID)
+		}
+		if err != nil {
+			return h, err
+		}
+	}
+	for part := range parts(names) {
+		found, err := collect(t, func(rows *sql.Rows) (e heldEntry, err error) { return e, rows.Scan(&e.name, &e.spiffeID, &e.revision) },
+			"SELECT name, spiffe_id, revision FROM entries WHERE name IN ("+list("?", len(part))+")", part...)
+		if err != nil {
+			return h, err
+		}
+		for _, e := range found {
+			h.entries[e.name] = e
+		}
+	}
+	return h, nil
+}
+
+// judge says what of an intent is no longer as its sender read it.
+func (h holding) judge(i audit.Issuance) error {
+	n := h.nodes[i.Node]
+	switch {
+	case i.Entry != "" && h.entries[i.Entry] != heldEntry{i.Entry, i.SPIFFEID, i.EntryRevision}: // agent and server SVIDs have none
+		return stale("the entry changed meanwhile")
+	case i.Node != "" && n.state != string(attest.Attested): // server SVIDs have none
+		return stale("the node is no longer attested")
+	case i.Node != "" && i.NodeGeneration != 0 && n.generation != i.NodeGeneration:
+		return stale("the node renewed meanwhile")
+	case h.authorities[i.AuthorityID] != ca.StateActive:
+		return stale("the authority is no longer active")
+	}
+	return nil
 }
