@@ -2,10 +2,12 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"runtime"
+	"runtime/debug"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
@@ -50,14 +52,36 @@ func (s *nodeAPI) Sign(ctx context.Context, r *nodev1.SignRequest) (*nodev1.Sign
 	return response, nil
 }
 
-// each runs do for every index, over all cores.
+// each runs do for every index, over all cores. One goroutine a core takes index after index: one for each index would grow a new
+// stack for each. A panic reaches the caller, who answers this call with an internal error and serves on.
 func each[T any](list []T, do func(i int)) {
-	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i := range list {
-		g.Go(func() error { do(i); return nil })
+	var next atomic.Int64
+	cores := min(runtime.GOMAXPROCS(0), len(list))
+	ended := make(chan error, cores)
+	work := func() {
+		defer func() {
+			if p := recover(); p != nil {
+				ended <- fmt.Errorf("%v\n%s", p, debug.Stack())
+				return
+			}
+			ended <- nil
+		}()
+		for i := int(next.Add(1)) - 1; i < len(list); i = int(next.Add(1)) - 1 {
+			do(i)
+		}
 	}
-	g.Wait()
+	for range cores {
+		go work()
+	}
+	var panicked error
+	for range cores {
+		if err := <-ended; err != nil {
+			panicked = err
+		}
+	}
+	if panicked != nil {
+		panic(panicked)
+	}
 }
 
 // draft checks one request and prepares its certificate. Of the CSR only the public key is taken.

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -252,4 +253,32 @@ func TestAttestSignsNothingWithoutItsRecord(t *testing.T) {
 	if err := d.server.Ready(); err == nil {
 		d.until("the server says that it is not ready", func() bool { return d.server.Ready() != nil })
 	}
+}
+
+func TestEachTakesEveryIndexOnce(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 1, 2, 257} {
+		taken := make([]atomic.Int64, n)
+		server.Each(make([]int, n), func(i int) { taken[i].Add(1) })
+		for i := range taken {
+			if times := taken[i].Load(); times != 1 {
+				t.Errorf("index %d of %d was taken %d times", i, n, times)
+			}
+		}
+	}
+}
+
+// A panic in a goroutine would end the process, whoever sent the request.
+func TestEachBringsAPanicToItsCaller(t *testing.T) {
+	t.Parallel()
+	defer func() {
+		if p := recover(); p == nil || !strings.Contains(fmt.Sprint(p), "the request of death") {
+			t.Errorf("the caller sees %v", p)
+		}
+	}()
+	server.Each(make([]int, 100), func(i int) {
+		if i == 50 {
+			panic("the request of death")
+		}
+	})
 }
