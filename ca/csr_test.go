@@ -1,6 +1,7 @@
 package ca_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -11,6 +12,7 @@ import (
 	"encoding/asn1"
 	"net"
 	"net/url"
+	"slices"
 	"testing"
 
 	"github.com/writ-dev/writ/ca"
@@ -68,7 +70,7 @@ func TestCheckCSR(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !row.key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(got) {
+			if !sameKey(row.key.Public(), got) {
 				t.Error("it gives another key")
 			}
 		})
@@ -81,13 +83,15 @@ func TestCheckCSRRefusesBytes(t *testing.T) {
 	flipped := append([]byte(nil), good...)
 	flipped[len(flipped)-1] ^= 1
 	for name, der := range map[string][]byte{
-		"nothing":             nil,
-		"noise":               []byte("\x30\x80\x00\x00noise"),
-		"half of it":          good[:len(good)/2],
-		"more after it":       append(append([]byte(nil), good...), 0),
-		"a broken signature":  flipped,
-		"another key's proof": otherSignature(t, good),
-		"a certificate":       certificate,
+		"nothing":                          nil,
+		"noise":                            []byte("\x30\x80\x00\x00noise"),
+		"half of it":                       good[:len(good)/2],
+		"more after it":                    append(append([]byte(nil), good...), 0),
+		"a broken signature":               flipped,
+		"another key's proof":              otherSignature(t, good),
+		"a point that is not on the curve": offCurve(good),
+		"a longer length than DER has":     slices.Concat([]byte{0x30, 0x82, 0x00, good[2]}, good[3:]),
+		"a certificate":                    certificate,
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ca.CheckCSR(der, id("/orders"))
@@ -96,16 +100,56 @@ func TestCheckCSRRefusesBytes(t *testing.T) {
 	}
 }
 
+// Agents' requests must take the short way, or it is there for nothing.
+func TestAgentsRequestsArePlain(t *testing.T) {
+	key := newKey(t, elliptic.P256())
+	der := must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(t)
+	got, _, _, ok := ca.ReadPlain(der)
+	if !ok || !sameKey(key.Public(), got) {
+		t.Errorf("ReadPlain = %v, %v", got, ok)
+	}
+}
+
+// FuzzCheckCSR holds the short way against crypto/x509's reading: what it takes is the same there, and the verdicts are the same.
 func FuzzCheckCSR(f *testing.F) {
 	key := newKey(f, elliptic.P256())
-	f.Add(must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(f))
-	f.Add(must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id("/orders").URL()}}, key))(f))
+	for _, r := range []x509.CertificateRequest{{}, {URIs: []*url.URL{id("/orders").URL()}}, {Subject: pkix.Name{CommonName: "x"}}, {SignatureAlgorithm: x509.ECDSAWithSHA384}} {
+		f.Add(must(x509.CreateCertificateRequest(rand.Reader, &r, key))(f))
+	}
+	f.Add(must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, newKey(f, elliptic.P384())))(f))
 	f.Fuzz(func(t *testing.T, der []byte) {
 		got, err := ca.CheckCSR(der, id("/orders"))
 		if (got == nil) == (err == nil) {
 			t.Errorf("CheckCSR = %v, %v: neither a key nor a refusal", got, err)
 		}
+		slow, slowErr := ca.CheckAnyCSR(der, id("/orders"))
+		if (err == nil) != (slowErr == nil) || err == nil && !sameKey(slow, got) {
+			t.Errorf("CheckCSR = %v, %v; by crypto/x509 %v, %v", got, err, slow, slowErr)
+		}
+		plain, signed, signature, ok := ca.ReadPlain(der)
+		if !ok {
+			return
+		}
+		csr, err := x509.ParseCertificateRequest(der)
+		if err != nil {
+			t.Fatalf("crypto/x509 does not read what is plain: %v", err)
+		}
+		if !sameKey(csr.PublicKey, plain) || !bytes.Equal(csr.RawTBSCertificateRequest, signed) || !bytes.Equal(csr.Signature, signature) ||
+			csr.SignatureAlgorithm != x509.ECDSAWithSHA256 || len(csr.RawSubject) != 2 || len(csr.Extensions) != 0 || csr.Version != 0 {
+			t.Errorf("crypto/x509 reads what is plain as %+v", csr)
+		}
 	})
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	return a.(interface{ Equal(crypto.PublicKey) bool }).Equal(b)
+}
+
+// offCurve changes the last byte of the point, which stands before the two bytes of no attributes.
+func offCurve(der []byte) []byte {
+	out := append([]byte(nil), der...)
+	out[3+2+98-3] ^= 1
+	return out
 }
 
 // otherSignature gives the request the signature of another request with another key.

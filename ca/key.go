@@ -11,6 +11,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -56,35 +57,55 @@ func encodeKey(key crypto.PublicKey) (publicKey, error) {
 	if err != nil {
 		return publicKey{}, err
 	}
-	info, err := x509.MarshalPKIXPublicKey(key)
+	var info, bits []byte
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		if bits, err = key.Bytes(); err == nil { // not of a point that is not on the curve
+			info = slices.Concat(curveInfo[kind], bits)
+		}
+	case *rsa.PublicKey:
+		bits = x509.MarshalPKCS1PublicKey(key)
+		info, err = x509.MarshalPKIXPublicKey(key)
+	}
 	if err != nil {
 		return publicKey{}, err
-	}
-	outer, inner, bits := cryptobyte.String(info), cryptobyte.String(nil), []byte(nil)
-	if !outer.ReadASN1(&inner, casn1.SEQUENCE) || !inner.SkipASN1(casn1.SEQUENCE) || !inner.ReadASN1BitStringAsBytes(&bits) {
-		return publicKey{}, errors.New("public key cannot be read")
 	}
 	sum := sha256.Sum256(bits) // RFC 7093 section 2, method 1
 	return publicKey{der: info, id: sum[:20], kind: kind}, nil
 }
 
+// curveInfo is how the SubjectPublicKeyInfo of a curve's keys begins (RFC 5480 section 2); the point ends it.
+var curveInfo = map[string][]byte{
+	"P-256": []byte("\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00"),
+	"P-384": []byte("\x30\x76\x30\x10\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22\x03\x62\x00"),
+}
+
 // signatureOf says how a key of ours signs: the AlgorithmIdentifier and the hash.
 func signatureOf(key crypto.PublicKey) (algorithm []byte, hash crypto.Hash, err error) {
-	oid := asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2} // ecdsa-with-SHA256
 	kind, err := kindOf(key)
 	switch {
 	case err != nil:
 		return nil, 0, err
 	case kind == "P-256":
-		hash = crypto.SHA256
+		return ecdsaWithSHA256, crypto.SHA256, nil
 	case kind == "P-384":
-		oid[len(oid)-1], hash = 3, crypto.SHA384
-	default:
-		return nil, 0, errors.New("authorities sign with P-256 or P-384 keys")
+		return ecdsaWithSHA384, crypto.SHA384, nil
 	}
+	return nil, 0, errors.New("authorities sign with P-256 or P-384 keys")
+}
+
+// The AlgorithmIdentifiers of RFC 5758 section 3.2.
+var (
+	ecdsaWithSHA256 = ecdsaWith(2)
+	ecdsaWithSHA384 = ecdsaWith(3)
+)
+
+func ecdsaWith(hash int) []byte {
 	return der(func(b *cryptobyte.Builder) {
-		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oid) })
-	}), hash, nil
+		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, hash})
+		})
+	})
 }
 
 // throwAway gives a signature of a key that exists for this call only, of the curve of key: what a certificate is judged with

@@ -1,0 +1,17 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// CheckAnyCSR is the way of requests that are not plain.
+func CheckAnyCSR(der []byte, id spiffeid.ID) (crypto.PublicKey, error) { return checkAnyCSR(der, id) }
+
+// ReadPlain gives the parts of a plain request.
+func ReadPlain(der []byte) (key *ecdsa.PublicKey, signed, signature []byte, ok bool) {
+	plain, ok := readPlain(der)
+	return plain.key, plain.signed, plain.signature, ok
+}
