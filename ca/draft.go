@@ -125,7 +125,7 @@ func (d *Draft) sign() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign with authority %s: %w", d.by.id, err)
 	}
-	return assemble(d.signed, d.by.algorithm, signature)
+	return assemble(d.signed, d.by.algorithm, signature), nil
 }
 
 // validity gives the lifetime of a certificate, in whole seconds within its issuer's. It is set back by a tenth of what is left of it

@@ -3,7 +3,9 @@ package ca
 import (
 	"crypto/x509"
 	"encoding/asn1"
+	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -27,64 +29,85 @@ type certificate struct {
 
 var emptyName = []byte{0x30, 0x00}
 
+// What stands in every certificate, DER.
+var (
+	version3            = []byte{0xa0, 0x03, 0x02, 0x01, 0x02}
+	subjectKeyIDStart   = []byte{0x30, 0x1d, 0x06, 0x03, 0x55, 0x1d, 0x0e, 0x04, 0x16, 0x04, 0x14}             // key ids have 20 bytes
+	authorityKeyIDStart = []byte{0x30, 0x1f, 0x06, 0x03, 0x55, 0x1d, 0x23, 0x04, 0x18, 0x30, 0x16, 0x80, 0x14} // likewise
+	subjectAltName      = []byte{0x06, 0x03, 0x55, 0x1d, 0x11}
+	critical            = []byte{0x01, 0x01, 0xff}
+)
+
 // tbs is the TBSCertificate of RFC 5280 section 4.1.
 func (c *certificate) tbs() ([]byte, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, 1024))
-	b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(casn1.Tag(0).Constructed().ContextSpecific(), func(b *cryptobyte.Builder) { b.AddASN1Int64(2) })
-		b.AddASN1(casn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(c.serial) })
-		b.AddBytes(c.by.algorithm)
-		b.AddBytes(c.by.name)
-		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			addTime(b, c.notBefore)
-			addTime(b, c.notAfter)
-		})
-		b.AddBytes(c.subject)
-		b.AddBytes(c.key.der)
-		b.AddASN1(casn1.Tag(3).Constructed().ContextSpecific(), func(b *cryptobyte.Builder) {
-			b.AddASN1(casn1.SEQUENCE, c.addExtensions)
-		})
-	})
-	return b.Bytes()
+	validity, err := appendTime(make([]byte, 0, 34), c.notBefore)
+	if err != nil {
+		return nil, err
+	}
+	if validity, err = appendTime(validity, c.notAfter); err != nil {
+		return nil, err
+	}
+	return element(0x30, version3, element(0x02, c.serial), c.by.algorithm, c.by.name, element(0x30, validity), c.subject, c.key.der,
+		element(0xa3, element(0x30, c.profile.extensions,
+			subjectKeyIDStart, c.key.id,
+			authorityKeyIDStart, c.by.keyID, // in a root's certificate, its own
+			c.names()))), nil
 }
 
-func (c *certificate) addExtensions(b *cryptobyte.Builder) {
-	b.AddBytes(c.profile.extensions)
-	addExtension(b, oidSubjectKeyID, false, func(b *cryptobyte.Builder) { b.AddASN1OctetString(c.key.id) })
-	addExtension(b, oidAuthorityKeyID, false, func(b *cryptobyte.Builder) { // in a root's certificate, its own
-		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1(casn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(c.by.keyID) })
-		})
-	})
-	// RFC 5280 section 4.2.1.6: critical if and only if the subject is empty.
-	addExtension(b, oidSubjectAltName, len(c.subject) == len(emptyName), func(b *cryptobyte.Builder) {
-		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			for _, name := range c.dns {
-				b.AddASN1(casn1.Tag(2).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(name)) })
-			}
-			b.AddASN1(casn1.Tag(6).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(c.uri)) })
-		})
-	})
+// names is the extension that holds them.
+func (c *certificate) names() []byte {
+	var names []byte
+	for _, name := range c.dns {
+		names = appendElement(names, 0x82, []byte(name))
+	}
+	names = appendElement(names, 0x86, []byte(c.uri))
+	value := element(0x04, element(0x30, names))
+	if len(c.subject) == len(emptyName) { // RFC 5280 section 4.2.1.6: critical if and only if the subject is empty
+		return element(0x30, subjectAltName, critical, value)
+	}
+	return element(0x30, subjectAltName, value)
 }
 
 // assemble joins signed bytes and signature to a Certificate.
-func assemble(tbs, algorithm, signature []byte) ([]byte, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+len(algorithm)+len(signature)+16))
-	b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(tbs)
-		b.AddBytes(algorithm)
-		b.AddASN1BitString(signature)
-	})
-	return b.Bytes()
+func assemble(tbs, algorithm, signature []byte) []byte {
+	return element(0x30, tbs, algorithm, element(0x03, []byte{0}, signature)) // no unused bits
 }
 
-// addTime follows RFC 5280 section 4.1.2.5: UTCTime until 2049.
-func addTime(b *cryptobyte.Builder, t time.Time) {
-	if t = t.UTC(); t.Year() < 2050 {
-		b.AddASN1UTCTime(t)
-		return
+// element is the DER of a tag of one byte around parts (X.690 sections 8.1 and 10.1).
+func element(tag byte, parts ...[]byte) []byte { return appendElement(nil, tag, parts...) }
+
+func appendElement(b []byte, tag byte, parts ...[]byte) []byte {
+	length := 0
+	for _, part := range parts {
+		length += len(part)
 	}
-	b.AddASN1GeneralizedTime(t)
+	b = append(slices.Grow(b, 4+length), tag)
+	switch {
+	case length < 0x80:
+		b = append(b, byte(length))
+	case length < 0x100:
+		b = append(b, 0x81, byte(length))
+	case length < 0x10000:
+		b = append(b, 0x82, byte(length>>8), byte(length))
+	default:
+		panic("more than 64 KiB in a certificate") // names are bounded by maxNames and svid.MaxIDLength
+	}
+	for _, part := range parts {
+		b = append(b, part...)
+	}
+	return b
+}
+
+// appendTime follows RFC 5280 section 4.1.2.5: UTCTime until 2049.
+func appendTime(b []byte, t time.Time) ([]byte, error) {
+	t = t.UTC()
+	switch year := t.Year(); {
+	case year < 1950 || year > 9999:
+		return nil, fmt.Errorf("no certificate can name the year %d", year)
+	case year < 2050:
+		return t.AppendFormat(append(b, 0x17, 13), "060102150405Z"), nil
+	}
+	return t.AppendFormat(append(b, 0x18, 15), "20060102150405Z"), nil
 }
 
 func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical bool, value func(*cryptobyte.Builder)) {
