@@ -67,13 +67,13 @@ func entry(name string) *registrationv1.Entry {
 		Match: []string{fmt.Sprintf("unix:uid:%d", os.Getuid())}}
 }
 
-func (d *domain) apply(ctx context.Context, e *registrationv1.Entry) error {
+func (d *domain) apply(ctx context.Context, entries ...*registrationv1.Entry) error {
 	conn, err := dial(d.admin)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	_, err = adminv1.NewAdminClient(conn).ApplyEntries(ctx, &adminv1.ApplyEntriesRequest{Owner: "bench", Entries: []*registrationv1.Entry{e}})
+	_, err = adminv1.NewAdminClient(conn).ApplyEntries(ctx, &adminv1.ApplyEntriesRequest{Owner: "bench", Entries: entries})
 	return err
 }
 

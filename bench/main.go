@@ -1,8 +1,8 @@
 // Bench measures writ beside the bare operation it cannot do without, in one run, so that ratios mean something on any machine. It
-// prints the tables of docs/performance.md. Start with main; identity.go and decide.go are the two halves, load.go the generator
+// prints the tables of docs/performance.md. Start with main; identity.go, issue.go and decide.go are its parts, load.go the generator
 // that decide.go runs as a process of its own.
 //
-//	go run ./bench [-rounds 5] [-writ bin/writ] [identity | decide]
+//	go run ./bench [-rounds 5] [-writ bin/writ] [identity | issue | decide]
 //
 // Nothing here is a test: a slow machine fails nothing.
 package main
@@ -53,6 +53,9 @@ func (b *bench) run(ctx context.Context, args []string) (err error) {
 	want := func(part string) bool { return len(args) == 0 || args[0] == part }
 	if want("identity") {
 		err = errors.Join(err, b.identity(ctx))
+	}
+	if want("issue") {
+		err = errors.Join(err, b.issue(ctx))
 	}
 	if want("decide") {
 		err = errors.Join(err, b.decide(ctx))
