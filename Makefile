@@ -7,7 +7,11 @@ export GOFLAGS ?=
 
 RACE := ./internal/durable ./internal/fault ./internal/strictyaml ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
 
-.PHONY: help build demo test unit parity race end-to-end lint cross needs bench generate clean
+# Test runs keep one certificate of each shape that they issue, to be linted at their end.
+SHAPES := $(CURDIR)/.cache/shapes
+KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
+
+.PHONY: help build demo test unit parity race end-to-end shapes lint cross needs bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +23,7 @@ demo: build ## two services behind real Envoys, one call allowed, one denied; en
 	@go build -trimpath -o bin/demo ./examples/envoy
 	@envoy=$$(tools/envoy/get) && exec bin/demo -writ bin/writ -envoy "$$envoy" $(if $(filter 1,$(ONCE)),-once)
 
-test: needs lint unit race end-to-end ## everything that must hold; installs what it needs
+test: needs lint unit race end-to-end shapes ## everything that must hold; installs what it needs
 
 needs: ## what the tests need beside Go: Debian packages, Python clients, Envoy
 	tools/needs
@@ -27,6 +31,7 @@ needs: ## what the tests need beside Go: Debian packages, Python clients, Envoy
 lint: ## vet, staticcheck, formatting, other systems
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
+	go vet -tags shapes,lintshapes ./ca
 	go tool -modfile=tools/lint/go.mod staticcheck ./...
 	$(MAKE) cross
 
@@ -35,7 +40,8 @@ cross: ## the binary for the other systems
 	GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/writ
 
 unit: build ## every package's tests
-	go test $$(go list ./... | grep -v /internal/testdomain)
+	@mkdir -p $(SHAPES)
+	GOFLAGS="$(GOFLAGS) $(KEEP)" go test $$(go list ./... | grep -v /internal/testdomain)
 
 parity: ## all cases of authz/testdata, asked of opa-envoy-plugin too: make parity PLUGIN=its program
 	OPA_ENVOY_PLUGIN=$(abspath $(PLUGIN)) go test -count=1 -tags parity -run TestParity ./authz/policy
@@ -44,7 +50,13 @@ race: ## the packages that share state, under the race detector
 	CGO_ENABLED=1 go test -race -short $(RACE)
 
 end-to-end: build ## whole trust domains with real Envoys, two hosts, other people's clients
-	go test -count=1 -parallel 6 -timeout 20m ./internal/testdomain/...
+	@mkdir -p $(SHAPES)
+	GOFLAGS="$(GOFLAGS) $(KEEP)" go test -count=1 -parallel 6 -timeout 20m ./internal/testdomain/...
+
+shapes: ## every shape of certificate that the test runs issued: zlint, OpenSSL and GnuTLS find nothing
+	@mkdir -p $(SHAPES)
+	GOFLAGS="$(GOFLAGS) $(KEEP)" go test -count=1 ./ca
+	WRIT_SHAPES=$(SHAPES) go test -count=1 -tags lintshapes -run TestShapes ./ca
 
 bench: build ## the tables of docs/performance.md
 	go run ./bench

@@ -125,7 +125,9 @@ func (d *Draft) sign() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign with authority %s: %w", d.by.id, err)
 	}
-	return assemble(d.signed, d.by.algorithm, signature), nil
+	raw := assemble(d.signed, d.by.algorithm, signature)
+	d.keep(raw)
+	return raw, nil
 }
 
 // validity gives the lifetime of a certificate, in whole seconds within its issuer's. It is set back by a tenth of what is left of it

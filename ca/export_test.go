@@ -5,7 +5,11 @@ import (
 	"crypto/ecdsa"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/zmap/zlint/v3/lint"
 )
+
+// LintRules are what drafts are judged by.
+func LintRules() (lint.Registry, error) { return lintRules() }
 
 // CheckAnyCSR is the way of requests that are not plain.
 func CheckAnyCSR(der []byte, id spiffeid.ID) (crypto.PublicKey, error) { return checkAnyCSR(der, id) }
