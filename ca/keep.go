@@ -54,7 +54,8 @@ func (d *Draft) shapeName(raw []byte) string {
 		}
 		return "generalized"
 	}
-	name := fmt.Sprintf("%s_%s_by-%s_dns%d_uri%d_%s-%s", d.profile.name, key, c.SignatureAlgorithm, min(len(d.dns), 3), bits.Len(uint(len(d.uri))),
+	length := min(max(bits.Len(uint(len(d.uri))), 7), 9) // DER has other lengths from 128 and from 256
+	name := fmt.Sprintf("%s_%s_by-%s_dns%d_uri%d_%s-%s", d.profile.name, key, c.SignatureAlgorithm, min(len(d.dns), 2), length,
 		form(c.NotBefore.Year()), form(c.NotAfter.Year()))
 	if strings.Contains(strings.Join(d.dns, "."), "xn--") {
 		name += "_idn"
