@@ -44,11 +44,11 @@ func (d *Digest) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Issuance is the intent to sign one certificate, recorded before the key moves. A certificate without one is not ours.
+// Issuance is the intent to sign one certificate or token, recorded before the key moves. One without is not ours.
 type Issuance struct {
 	Time           time.Time `json:"time"`
 	Server         string    `json:"server"`
-	Serial         string    `json:"serial"` // lower-case hex; unique in the store
+	Serial         string    `json:"serial"` // lower-case hex; unique in the store. A token does not hold its own: Draft finds it
 	SPIFFEID       string    `json:"spiffe_id"`
 	Entry          string    `json:"entry,omitempty"` // empty for what has no entry: agent and server SVIDs
 	EntryRevision  uint64    `json:"entry_revision,omitempty"`
@@ -56,9 +56,10 @@ type Issuance struct {
 	NodeGeneration uint64    `json:"node_generation,omitempty"` // as it was read; 0: whichever
 	AuthorityID    string    `json:"authority_id"`
 	Profile        string    `json:"profile"`
+	Audience       []string  `json:"audience,omitempty"` // of a token
 	NotBefore      time.Time `json:"not_before"`
 	NotAfter       time.Time `json:"not_after"`
-	Draft          Digest    `json:"draft"` // of the exact to-be-signed certificate
+	Draft          Digest    `json:"draft"` // of the exact to-be-signed certificate; of a token's header and claims as they stand in it
 	RequestID      string    `json:"request_id,omitempty"`
 }
 

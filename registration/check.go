@@ -17,6 +17,7 @@ import (
 type Limits struct {
 	TrustDomain spiffeid.TrustDomain
 	MaxTTL      time.Duration // half of the issuing certificate's, so that no leaf outlives its issuer; 0: none
+	MaxJWTTTL   time.Duration // half of a JWT key's, likewise; 0: none
 }
 
 // The shortest lives, and the longest hint that SPIFFE Workload API section 8 lets an issuer give.
@@ -34,6 +35,10 @@ func (e Entry) Check(limits Limits) error {
 	if limits.MaxTTL > 0 && e.TTL > limits.MaxTTL {
 		problems = append(problems, problem{"ttl", fmt.Sprintf("ttl %s is over %s, half of the ttl of the issuing certificate",
 			brief(e.TTL), brief(limits.MaxTTL))})
+	}
+	if limits.MaxJWTTTL > 0 && e.JWTTTL > limits.MaxJWTTTL {
+		problems = append(problems, problem{"jwt_ttl", fmt.Sprintf("jwt_ttl %s is over %s, half of the life of a JWT key",
+			brief(e.JWTTTL), brief(limits.MaxJWTTTL))})
 	}
 	return refuse(e, problems)
 }

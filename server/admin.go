@@ -57,7 +57,8 @@ func (s *adminAPI) ApplyEntries(ctx context.Context, r *adminv1.ApplyEntriesRequ
 	for i, wire := range r.Entries {
 		e, err := registration.FromWire(wire)
 		if err == nil {
-			err = e.Check(registration.Limits{TrustDomain: s.config.TrustDomain, MaxTTL: s.config.MaxTTL})
+			err = e.Check(registration.Limits{TrustDomain: s.config.TrustDomain, MaxTTL: s.config.MaxTTL,
+				MaxJWTTTL: s.config.MaxJWTTTL})
 		}
 		if err != nil {
 			refused = append(refused, fmt.Sprintf("entry %d (%s): %s", i+1, wire.GetName(), reason(err)))

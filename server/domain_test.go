@@ -59,8 +59,10 @@ type domain struct {
 	db        *store.DB
 	dataDir   string
 	authority *ca.Authority
+	jwt       *ca.JWTAuthority
 	server    *server.Server
 	address   string
+	issuer    string // of OIDC; none
 	admin     adminv1.AdminClient
 	metrics   *prometheus.Registry
 	log       *lines
@@ -91,13 +93,14 @@ func (d *domain) open(options []func(*server.Config)) {
 	d.db = must(store.Open(ctx, store.Config{DataDir: d.dataDir, Server: "one", Now: d.now, Log: log}))(d.t)
 	keys := must(keystore.Open("memory", d.dataDir))(d.t)
 	d.authority = must(ca.New(ctx, ca.Config{TrustDomain: example, Server: "one", Keys: keys, Ledger: d.db, Now: d.now, Log: log}))(d.t)
+	d.jwt = must(ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: example, Server: "one", Keys: keys, Ledger: d.db, Issuer: d.issuer, Now: d.now, Log: log}))(d.t)
 	node := must(net.Listen("tcp", "127.0.0.1:0"))(d.t)
 	d.address = node.Addr().String()
 	pop := must(x509pop.NewVerifier(x509pop.VerifierConfig{Roots: pemOf(d.factory)}))(d.t)
-	d.config = server.Config{TrustDomain: example, Name: "one", Authority: d.authority, Tokens: d.makeToken, Addresses: []string{d.address},
+	d.config = server.Config{TrustDomain: example, Name: "one", Authority: d.authority, JWT: d.jwt, Issuer: d.issuer, Tokens: d.makeToken, Addresses: []string{d.address},
 		Store:     server.Store{Feed: d.db, Entries: d.db, Nodes: d.db, Admissions: d.db, Operator: d.db, Issuances: d.db, Ledger: d.db},
 		Verifiers: map[string]attest.Verifier{jointoken.Method: jointoken.NewVerifier(d.db), x509pop.Method: pop},
-		MaxTTL:    12 * time.Hour, Now: d.now, Log: log, Registerer: d.metrics}
+		MaxTTL:    12 * time.Hour, MaxJWTTTL: 12 * time.Hour, Now: d.now, Log: log, Registerer: d.metrics}
 	for _, option := range options {
 		option(&d.config)
 	}
@@ -115,6 +118,7 @@ func (d *domain) serve(node net.Listener) {
 	d.running = end
 	var g errgroup.Group
 	g.Go(func() error { return d.authority.Run(ctx) })
+	g.Go(func() error { return d.jwt.Run(ctx) })
 	g.Go(func() error { return d.server.Run(run) })
 	g.Go(func() error { return nodeAPI.Serve(node) })
 	g.Go(func() error { return adminAPI.Serve(admin) })

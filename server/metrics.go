@@ -24,7 +24,7 @@ func newTally(to prometheus.Registerer, r *registry) *tally {
 	t := &tally{
 		attestations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_server_attestations_total", Help: "Nodes admitted, by method; renewal is a method."}, []string{"method"}),
 		refusals:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_server_attestations_refused_total", Help: "Attestations refused, by kind of failure."}, []string{"kind"}),
-		issuances:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_server_issuances_total", Help: "Certificates asked for, by profile and outcome."}, []string{"profile", "outcome"}),
+		issuances:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_server_issuances_total", Help: "Certificates and tokens asked for, by profile and outcome."}, []string{"profile", "outcome"}),
 		sample:       rate.NewLimiter(1, 10),
 	}
 	if to == nil {
@@ -51,8 +51,8 @@ func newTally(to prometheus.Registerer, r *registry) *tally {
 
 func (t *tally) attested(method string) { t.attestations.WithLabelValues(method).Inc() }
 func (t *tally) issued(profile string)  { t.issuances.WithLabelValues(profile, "issued").Inc() }
-func (t *tally) notIssued(kind fault.Kind) {
-	t.issuances.WithLabelValues("workload", kind.String()).Inc()
+func (t *tally) notIssued(profile string, kind fault.Kind) {
+	t.issuances.WithLabelValues(profile, kind.String()).Inc()
 }
 
 // refused counts a stranger, and now and then says where it came from and why it was refused.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
-	"github.com/writ-dev/writ/ca"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 )
@@ -37,6 +36,7 @@ type registry struct {
 	bySel     map[attest.Selector]names // agent IDs by node selector
 	followers map[*follower]struct{}    // open Sync streams
 	bundle    *nodev1.Bundle            // our own trust domain's
+	jwtKeys   map[string]uint64         // the JWT keys in it, by id: the revision that brought each
 	expiry    *time.Timer               // fires at the next end of an entry
 	err       error                     // why the store could not be followed last; nil: it could
 }
@@ -68,7 +68,8 @@ func (r *registry) load(ctx context.Context) error {
 	for _, n := range nodes {
 		r.putNode(n)
 	}
-	r.bundle = wireBundle(r.config.Authority.Bundle(), revision.Number)
+	bundle, keys := r.wireBundle(revision.Number)
+	r.setBundle(revision.Number, bundle, keys)
 	r.revision = revision
 	r.setExpiry()
 	return nil
@@ -122,6 +123,7 @@ type delta struct {
 	entries  map[string]*registration.Entry // nil: gone
 	nodes    map[string]*attest.Node        // nil: gone
 	bundle   *nodev1.Bundle                 // nil: unchanged
+	jwtKeys  []string                       // the ids in it
 }
 
 // apply reads what changed, puts it into the index, and marks it for every stream that it may concern.
@@ -154,7 +156,7 @@ func (r *registry) apply(ctx context.Context, changes []registration.Change) err
 		}
 	}
 	if d.bundle != nil {
-		r.bundle = d.bundle
+		r.setBundle(d.revision.Number, d.bundle, d.jwtKeys)
 	}
 	r.revision = d.revision
 	for f := range r.followers {
@@ -203,7 +205,12 @@ func (r *registry) read(ctx context.Context, changes []registration.Change) (del
 		if err := r.config.Authority.Reload(ctx); err != nil {
 			return d, err
 		}
-		d.bundle = wireBundle(r.config.Authority.Bundle(), d.revision.Number)
+		if r.config.JWT != nil {
+			if err := r.config.JWT.Reload(ctx); err != nil {
+				return d, err
+			}
+		}
+		d.bundle, d.jwtKeys = r.wireBundle(d.revision.Number)
 	}
 	return d, nil
 }
@@ -390,14 +397,38 @@ func (r *registry) expire() {
 	r.setExpiry()
 }
 
-// wireBundle is the authority's bundle as agents get it.
-func wireBundle(b ca.Bundle, sequence uint64) *nodev1.Bundle {
-	w := &nodev1.Bundle{TrustDomain: b.TrustDomain.Name(), Sequence: max(sequence, uint64(time.Now().Unix())), RefreshHintSeconds: 300}
+// RefreshHint is how often whoever holds a bundle should read it again.
+const RefreshHint = 5 * time.Minute
+
+// wireBundle is the authorities' bundle as agents get it, and the ids of the JWT keys in it.
+func (r *registry) wireBundle(sequence uint64) (w *nodev1.Bundle, jwtKeys []string) {
+	b := r.config.Authority.Bundle()
+	w = &nodev1.Bundle{TrustDomain: b.TrustDomain.Name(), Sequence: max(sequence, uint64(time.Now().Unix())), RefreshHintSeconds: int64(RefreshHint / time.Second)}
 	for _, c := range b.Roots {
 		w.X509Authorities = append(w.X509Authorities, c.Raw)
 	}
 	for _, c := range b.Issuing {
 		w.IssuingCertificates = append(w.IssuingCertificates, c.Raw)
 	}
-	return w
+	if r.config.JWT == nil {
+		return w, nil
+	}
+	keys := r.config.JWT.Bundle()
+	for _, k := range keys.Keys {
+		jwtKeys = append(jwtKeys, k.ID)
+	}
+	w.JwtAuthorities = keys.JWKS()
+	return w, jwtKeys
+}
+
+// setBundle takes a bundle and notes which keys are new in it. The caller holds mu.
+func (r *registry) setBundle(revision uint64, w *nodev1.Bundle, jwtKeys []string) {
+	since := make(map[string]uint64, len(jwtKeys))
+	for _, id := range jwtKeys {
+		since[id] = revision
+		if earlier, there := r.jwtKeys[id]; there {
+			since[id] = earlier
+		}
+	}
+	r.bundle, r.jwtKeys = w, since
 }

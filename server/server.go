@@ -27,12 +27,16 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Name        string // of this server: its SPIFFE ID is /writ/server/NAME
 	Authority   *ca.Authority
+	JWT         *ca.JWTAuthority // nil: no JWT-SVIDs are issued
 	Store       Store
 	Verifiers   map[string]attest.Verifier // by the method's name in the configuration; others are turned away
 	Tokens      TokenMaker                 // nil: no join tokens are made
 	Addresses   []string                   // host:port of the node API, as join tokens name them
 	SVIDTTL     time.Duration              // of SVIDs whose entry names none; 1h where zero
 	MaxTTL      time.Duration              // the longest that an entry may ask for; none where zero
+	JWTTTL      time.Duration              // of JWT-SVIDs whose entry names none; 5m where zero
+	MaxJWTTTL   time.Duration              // the longest that an entry may ask for; none where zero
+	Issuer      string                     // the URL of the OIDC issuer, as the JWT authority has it; empty: no OIDC
 
 	Now        func() time.Time      // nil: time.Now
 	Log        *slog.Logger          // nil: nothing is logged
@@ -119,6 +123,9 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if c.SVIDTTL == 0 {
 		c.SVIDTTL = time.Hour
 	}
+	if c.JWTTTL == 0 {
+		c.JWTTTL = 5 * time.Minute
+	}
 	if err := svid.CheckServable(c.TrustDomain); err != nil {
 		return nil, fault.New(fault.Invalid, err, "trust domain").With(fault.BadConfig, "choose another name as `trust_domain`")
 	}
@@ -143,6 +150,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.registry.follow(ctx) })
 	g.Go(func() error { return s.keepIdentity(ctx) })
+	g.Go(func() error { return s.watchKeys(ctx) })
 	return g.Wait()
 }
 
