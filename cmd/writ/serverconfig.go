@@ -32,9 +32,10 @@ type serverConfig struct {
 }
 
 type caConfig struct {
-	TTL     time.Duration `yaml:"ttl"`      // the issuing certificate's; 24h
-	RootTTL time.Duration `yaml:"root_ttl"` // 87600h
-	Keys    string        `yaml:"keys"`     // disk, memory or a kms URI; disk
+	TTL       time.Duration `yaml:"ttl"`         // the issuing certificate's; 24h
+	RootTTL   time.Duration `yaml:"root_ttl"`    // 87600h
+	JWTKeyTTL time.Duration `yaml:"jwt_key_ttl"` // of a key that signs JWT-SVIDs; a new one is made at half of it; 24h
+	Keys      string        `yaml:"keys"`        // disk, memory or a kms URI; disk
 }
 
 type svidConfig struct {
@@ -73,6 +74,7 @@ func (c serverConfig) withDefaults() serverConfig {
 	orDefault(&c.Store, "sqlite")
 	orDefault(&c.CA.TTL, 24*time.Hour)
 	orDefault(&c.CA.RootTTL, 87600*time.Hour)
+	orDefault(&c.CA.JWTKeyTTL, 24*time.Hour)
 	orDefault(&c.CA.Keys, "disk")
 	orDefault(&c.SVID.X509TTL, time.Hour)
 	orDefault(&c.SVID.JWTTTL, 5*time.Minute)
@@ -106,8 +108,11 @@ func (c serverConfig) problems() problems {
 	if c.SVID.X509TTL < 5*time.Second || c.SVID.X509TTL > c.CA.TTL/2 {
 		p.add("svid.x509_ttl", "%s is not between 5s and half of ca.ttl, %s", c.SVID.X509TTL, c.CA.TTL/2)
 	}
-	if c.SVID.JWTTTL < time.Second {
-		p.add("svid.jwt_ttl", "%s is under a second", c.SVID.JWTTTL)
+	if c.CA.JWTKeyTTL < time.Minute {
+		p.add("ca.jwt_key_ttl", "%s is under a minute", c.CA.JWTKeyTTL)
+	}
+	if c.SVID.JWTTTL < time.Second || c.SVID.JWTTTL > c.CA.JWTKeyTTL/2 {
+		p.add("svid.jwt_ttl", "%s is not between 1s and half of ca.jwt_key_ttl, %s", c.SVID.JWTTTL, c.CA.JWTKeyTTL/2)
 	}
 	if c.Attest.X509pop != nil && c.Attest.X509pop.Roots == "" {
 		p.add("attest.x509pop.roots", "is missing: the PEM file of the CAs whose nodes may join")

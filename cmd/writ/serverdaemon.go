@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -35,6 +36,7 @@ type serverDaemon struct {
 	log       *slog.Logger
 	store     *store.DB
 	authority *ca.Authority
+	jwt       *ca.JWTAuthority
 	server    *server.Server
 	lines     *audit.Lines // nil without audit.file
 
@@ -80,12 +82,7 @@ func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metr
 	if d.store, err = store.Open(ctx, store.Config{URL: c.Store, DataDir: c.DataDir, Server: c.Name, Log: log}); err != nil {
 		return d, err
 	}
-	keys, err := keystore.Open(c.CA.Keys, c.DataDir)
-	if err != nil {
-		return d, err
-	}
-	if d.authority, err = ca.New(ctx, ca.Config{TrustDomain: domain, Server: c.Name, Keys: keys, Ledger: d.store, Log: log,
-		TTL: c.CA.TTL, RootTTL: c.CA.RootTTL}); err != nil {
+	if err := d.openAuthorities(ctx, domain); err != nil {
 		return d, err
 	}
 	if c.Audit.File != "" {
@@ -96,10 +93,10 @@ func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metr
 	if err := d.listen(); err != nil {
 		return d, err
 	}
-	config := server.Config{TrustDomain: domain, Name: c.Name, Authority: d.authority, Tokens: makeToken, Addresses: d.addresses(),
+	config := server.Config{TrustDomain: domain, Name: c.Name, Authority: d.authority, JWT: d.jwt, Tokens: makeToken, Addresses: d.addresses(),
 		Store: server.Store{Feed: d.store, Entries: d.store, Nodes: d.store, Admissions: d.store, Operator: d.store, Issuances: d.store,
 			Ledger: d.store},
-		SVIDTTL: c.SVID.X509TTL, MaxTTL: c.CA.TTL / 2, Log: log, Registerer: metrics}
+		SVIDTTL: c.SVID.X509TTL, MaxTTL: c.CA.TTL / 2, JWTTTL: c.SVID.JWTTTL, MaxJWTTTL: c.CA.JWTKeyTTL / 2, Log: log, Registerer: metrics}
 	if config.Verifiers, err = d.verifiers(); err != nil {
 		return d, err
 	}
@@ -108,6 +105,22 @@ func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metr
 	}
 	d.nodeAPI, d.adminAPI = d.server.NodeAPI(), d.server.AdminAPI()
 	return d, nil
+}
+
+// openAuthorities opens what signs certificates and what signs tokens; they share a keystore and no key.
+func (d *serverDaemon) openAuthorities(ctx context.Context, domain spiffeid.TrustDomain) error {
+	c := d.config
+	keys, err := keystore.Open(c.CA.Keys, c.DataDir)
+	if err != nil {
+		return err
+	}
+	if d.authority, err = ca.New(ctx, ca.Config{TrustDomain: domain, Server: c.Name, Keys: keys, Ledger: d.store, Log: d.log,
+		TTL: c.CA.TTL, RootTTL: c.CA.RootTTL}); err != nil {
+		return err
+	}
+	d.jwt, err = ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: domain, Server: c.Name, Keys: keys, Ledger: d.store, Log: d.log,
+		KeyTTL: c.CA.JWTKeyTTL, Hint: server.RefreshHint})
+	return err
 }
 
 func (d *serverDaemon) verifiers() (map[string]attest.Verifier, error) {
@@ -186,6 +199,7 @@ func (d *serverDaemon) run(ctx context.Context) error {
 	defer d.close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.authority.Run(ctx) })
+	g.Go(func() error { return d.jwt.Run(ctx) })
 	g.Go(func() error { return d.server.Run(ctx) })
 	g.Go(func() error { return ignoreStopped(d.nodeAPI.Serve(d.node)) })
 	g.Go(func() error { return ignoreStopped(d.adminAPI.Serve(peer.Paced(d.admin))) })
