@@ -62,7 +62,7 @@ type domain struct {
 	jwt       *ca.JWTAuthority
 	server    *server.Server
 	address   string
-	issuer    string // of OIDC; none
+	issuer    string // of tokens; none
 	admin     adminv1.AdminClient
 	metrics   *prometheus.Registry
 	log       *lines
@@ -76,7 +76,13 @@ type domain struct {
 // newDomain starts a domain. Each option may change the server's configuration.
 func newDomain(t *testing.T, options ...func(*server.Config)) *domain {
 	t.Helper()
-	d := &domain{t: t, metrics: prometheus.NewRegistry(), log: &lines{}, dataDir: t.TempDir()}
+	return newDomainAt(t, "", options...)
+}
+
+// newDomainAt starts a domain whose tokens name an issuer.
+func newDomainAt(t *testing.T, issuer string, options ...func(*server.Config)) *domain {
+	t.Helper()
+	d := &domain{t: t, issuer: issuer, metrics: prometheus.NewRegistry(), log: &lines{}, dataDir: t.TempDir()}
 	d.makeFactory()
 	d.open(options)
 	t.Cleanup(func() { d.stop() })
@@ -97,7 +103,7 @@ func (d *domain) open(options []func(*server.Config)) {
 	node := must(net.Listen("tcp", "127.0.0.1:0"))(d.t)
 	d.address = node.Addr().String()
 	pop := must(x509pop.NewVerifier(x509pop.VerifierConfig{Roots: pemOf(d.factory)}))(d.t)
-	d.config = server.Config{TrustDomain: example, Name: "one", Authority: d.authority, JWT: d.jwt, Issuer: d.issuer, Tokens: d.makeToken, Addresses: []string{d.address},
+	d.config = server.Config{TrustDomain: example, Name: "one", Authority: d.authority, JWT: d.jwt, Tokens: d.makeToken, Addresses: []string{d.address},
 		Store:     server.Store{Feed: d.db, Entries: d.db, Nodes: d.db, Admissions: d.db, Operator: d.db, Issuances: d.db, Ledger: d.db},
 		Verifiers: map[string]attest.Verifier{jointoken.Method: jointoken.NewVerifier(d.db), x509pop.Method: pop},
 		MaxTTL:    12 * time.Hour, MaxJWTTTL: 12 * time.Hour, Now: d.now, Log: log, Registerer: d.metrics}

@@ -34,7 +34,7 @@ func (s *Server) renewIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	draft, err := s.config.Authority.Draft(ca.ServerSVID(), ca.Request{ID: s.id, Key: key.Public(), TTL: serverTTL})
+	draft, err := s.config.Authority.Draft(ca.ServerSVID(), ca.Request{ID: s.id, Key: key.Public(), DNS: s.ownNames(), TTL: serverTTL})
 	if err != nil {
 		return fmt.Errorf("draft this server's SVID: %w", err)
 	}
@@ -51,6 +51,18 @@ func (s *Server) renewIdentity(ctx context.Context) error {
 	}
 	s.identity.now.Store(&tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf})
 	return nil
+}
+
+// ownNames is the issuer's host where the OIDC listener has no certificate of its own.
+func (s *Server) ownNames() []string {
+	if s.config.OIDC == nil || s.config.OIDC.Certificate != nil {
+		return nil
+	}
+	host, err := CheckIssuer(s.config.OIDC.Issuer)
+	if err != nil || host == "" {
+		return nil
+	}
+	return []string{host}
 }
 
 // keepIdentity renews at half life until ctx ends; what fails is tried again every second.

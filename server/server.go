@@ -36,7 +36,7 @@ type Config struct {
 	MaxTTL      time.Duration              // the longest that an entry may ask for; none where zero
 	JWTTTL      time.Duration              // of JWT-SVIDs whose entry names none; 5m where zero
 	MaxJWTTTL   time.Duration              // the longest that an entry may ask for; none where zero
-	Issuer      string                     // the URL of the OIDC issuer, as the JWT authority has it; empty: no OIDC
+	OIDC        *OIDC                      // nil: nothing is served for OIDC clients; needs JWT
 
 	Now        func() time.Time      // nil: time.Now
 	Log        *slog.Logger          // nil: nothing is logged
@@ -132,6 +132,11 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	id, err := spiffeid.FromSegments(c.TrustDomain, "writ", "server", c.Name)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, err, "server name").With(fault.BadConfig, "choose another `name`")
+	}
+	if c.OIDC != nil {
+		if _, err := CheckIssuer(c.OIDC.Issuer); err != nil || c.JWT == nil {
+			return nil, fault.New(fault.Invalid, err, "OIDC issuer").With(fault.BadConfig, "set oidc.issuer to an https URL")
+		}
 	}
 	s := &Server{config: c, id: id, stopped: make(chan struct{}), limits: newLimits()}
 	s.registry = newRegistry(c)

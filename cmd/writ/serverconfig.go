@@ -24,7 +24,7 @@ type serverConfig struct {
 	SVID        svidConfig     `yaml:"svid"`
 	Attest      verifierConfig `yaml:"attest"` // join_token where nothing is named
 	Federation  map[string]any `yaml:"federation"`
-	OIDC        map[string]any `yaml:"oidc"`
+	OIDC        oidcConfig     `yaml:"oidc"`
 	Audit       auditConfig    `yaml:"audit"`
 	Log         logConfig      `yaml:"log"`
 
@@ -79,6 +79,9 @@ func (c serverConfig) withDefaults() serverConfig {
 	orDefault(&c.SVID.X509TTL, time.Hour)
 	orDefault(&c.SVID.JWTTTL, 5*time.Minute)
 	orDefault(&c.adminMode, 0o660)
+	if c.OIDC != (oidcConfig{}) {
+		orDefault(&c.OIDC.Listen, ":8444")
+	}
 	if c.Attest.JoinToken == nil && c.Attest.X509pop == nil {
 		c.Attest.JoinToken = &struct{}{}
 	}
@@ -120,8 +123,8 @@ func (c serverConfig) problems() problems {
 	if len(c.Federation) > 0 {
 		p.notYet("federation")
 	}
-	if len(c.OIDC) > 0 {
-		p.notYet("oidc")
+	if c.OIDC != (oidcConfig{}) {
+		c.OIDC.problems(&p)
 	}
 	p.log(c.Log)
 	return p

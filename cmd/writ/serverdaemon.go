@@ -41,6 +41,7 @@ type serverDaemon struct {
 	lines     *audit.Lines // nil without audit.file
 
 	node, admin       net.Listener
+	oidcAt            net.Listener // nil without oidc
 	nodeAPI, adminAPI *grpc.Server
 }
 
@@ -100,6 +101,9 @@ func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metr
 	if config.Verifiers, err = d.verifiers(); err != nil {
 		return d, err
 	}
+	if config.OIDC, err = d.oidc(); err != nil {
+		return d, err
+	}
 	if d.server, err = server.New(ctx, config); err != nil {
 		return d, err
 	}
@@ -118,8 +122,12 @@ func (d *serverDaemon) openAuthorities(ctx context.Context, domain spiffeid.Trus
 		TTL: c.CA.TTL, RootTTL: c.CA.RootTTL}); err != nil {
 		return err
 	}
+	settle := time.Duration(0)
+	if c.OIDC.Issuer != "" {
+		settle = server.RefreshHint // as long as OIDC clients may hold the keys that they read
+	}
 	d.jwt, err = ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: domain, Server: c.Name, Keys: keys, Ledger: d.store, Log: d.log,
-		KeyTTL: c.CA.JWTKeyTTL, Hint: server.RefreshHint})
+		Issuer: c.OIDC.Issuer, KeyTTL: c.CA.JWTKeyTTL, Hint: server.RefreshHint, Settle: settle})
 	return err
 }
 
@@ -148,6 +156,11 @@ func makeToken(addresses []string, pins [][32]byte, expires time.Time) (string, 
 func (d *serverDaemon) listen() (err error) {
 	if d.node, err = net.Listen("tcp", d.config.Listen); err != nil {
 		return fault.New(fault.Invalid, err, "listen for agents").With(fault.SocketInUse, "name another address as `listen`")
+	}
+	if d.config.OIDC.Issuer != "" {
+		if d.oidcAt, err = net.Listen("tcp", d.config.OIDC.Listen); err != nil {
+			return fault.New(fault.Invalid, err, "listen for OIDC clients").With(fault.SocketInUse, "name another address as `oidc.listen`")
+		}
 	}
 	if d.admin, err = peer.Listen(d.config.AdminSocket, fs.FileMode(d.config.adminMode)); err != nil {
 		return err
@@ -203,6 +216,9 @@ func (d *serverDaemon) run(ctx context.Context) error {
 	g.Go(func() error { return d.server.Run(ctx) })
 	g.Go(func() error { return ignoreStopped(d.nodeAPI.Serve(d.node)) })
 	g.Go(func() error { return ignoreStopped(d.adminAPI.Serve(peer.Paced(d.admin))) })
+	if s := d.server.OIDCServer(); s != nil {
+		g.Go(func() error { return d.serveOIDC(ctx, s) })
+	}
 	if d.lines != nil {
 		g.Go(func() error { return d.store.Follow(ctx, d.lines) })
 	}
@@ -228,7 +244,7 @@ func (d *serverDaemon) health() health {
 
 // close lets go of what is open; it may be called for a daemon that came only half into being.
 func (d *serverDaemon) close() {
-	for _, l := range []net.Listener{d.node, d.admin} {
+	for _, l := range []net.Listener{d.node, d.admin, d.oidcAt} {
 		if l != nil {
 			l.Close()
 		}
