@@ -11,7 +11,10 @@ RACE := ./internal/durable ./internal/fault ./internal/strictyaml ./svid/... ./a
 SHAPES := $(CURDIR)/.cache/shapes
 KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
 
-.PHONY: help build demo test unit parity race end-to-end shapes lint cross needs bench generate clean
+# ROW is the ID of a SPIFFE requirement in the name of a test.
+ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT)[-_][0-9]{2}
+
+.PHONY: help build demo test unit conformance parity race end-to-end shapes lint cross needs bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +42,13 @@ cross: ## the binary for the other systems
 	GOOS=linux GOARCH=arm64 go build -o /dev/null ./cmd/writ
 	GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/writ
 
-unit: build ## every package's tests
+unit: build ## every package's tests, and which SPIFFE requirements they cover
 	@mkdir -p $(SHAPES)
-	GOFLAGS="$(GOFLAGS) $(KEEP)" go test $$(go list ./... | grep -v /internal/testdomain)
+	@set -o pipefail; GOFLAGS="$(GOFLAGS) $(KEEP)" go test -json $$(go list ./... | grep -v /internal/testdomain) | go run ./tools/conformance -report
+
+conformance: build ## the packages whose tests carry rows of tools/conformance/rows.txt; fails where a row has none
+	@set -o pipefail; go test -json $$(git grep -lE '$(ROW)' -- '*_test.go' ':!internal/testdomain' | xargs dirname | sort -u | sed 's,^,./,') | \
+	  go run ./tools/conformance
 
 parity: ## all cases of authz/testdata, asked of opa-envoy-plugin too: make parity PLUGIN=its program
 	OPA_ENVOY_PLUGIN=$(abspath $(PLUGIN)) go test -count=1 -tags parity -run TestParity ./authz/policy

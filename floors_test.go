@@ -28,7 +28,7 @@ var floors = []struct {
 	// 4: surfaces
 	{"agent/workloadapi", 4}, {"agent/sds", 4}, {"console", 4},
 	// 5: wiring
-	{"cmd/...", 5}, {"internal/testdomain", 5}, {"agent/agenttest", 5}, {"bench/...", 5}, {"examples/...", 5},
+	{"cmd/...", 5}, {"internal/testdomain", 5}, {"agent/agenttest", 5}, {"bench/...", 5}, {"examples/...", 5}, {"tools/...", 5},
 }
 
 // never says what a package must not reach by any path, and why.
