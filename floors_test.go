@@ -51,6 +51,7 @@ var never = []struct{ from, to, reason string }{
 var only = []struct{ imported, by, reason string }{
 	{"github.com/open-policy-agent/opa/", "authz/policy", "one package knows which policy engine it is"},
 	{"modernc.org/sqlite", "store", "one package speaks SQL"},
+	{"go.opentelemetry.io/otel/sdk", "cmd/writ", "decisions know the API of spans; where those go is wiring"},
 }
 
 // opaAllowed is what may be imported of OPA: the rest brings a server, plugins and a package-level state of its own.

@@ -128,6 +128,7 @@ type Decision struct {
 	Erased      []string  `json:"erased,omitempty"`     // what the set's own masking rules took out, as JSON pointers
 	Masked      []string  `json:"masked,omitempty"`     // what they put another value for
 	MaskError   string    `json:"mask_error,omitempty"` // the rules failed: nothing of the request is shown
+	TraceID     string    `json:"trace_id,omitempty"`   // of the trace that the proxy counts the request to; 32 hex digits
 
 	Weight int `json:"-"` // of the ring's size, about a KiB each; 0: one
 }

@@ -181,6 +181,7 @@ func (u *Upload) free(taken int) {
 type event struct {
 	Labels      map[string]string `json:"labels"`
 	DecisionID  string            `json:"decision_id"`
+	TraceID     string            `json:"trace_id,omitempty"`
 	Revision    string            `json:"revision,omitempty"`
 	Path        string            `json:"path,omitempty"`
 	Input       any               `json:"input,omitempty"`
@@ -198,7 +199,7 @@ func (u *Upload) event(line []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := event{Labels: u.config.Labels, DecisionID: d.DecisionID, Revision: d.Revision, Path: d.Rule, Input: d.Input,
+	e := event{Labels: u.config.Labels, DecisionID: d.DecisionID, TraceID: d.TraceID, Revision: d.Revision, Path: d.Rule, Input: d.Input,
 		Result: map[string]any{"allowed": d.Allow}, Erased: d.Erased, Masked: d.Masked, RequestedBy: d.Source, Timestamp: d.Time,
 		Metrics: map[string]int64{"timer_server_handler_ns": d.ElapsedUS * 1000},
 		Custom: map[string]any{"source": d.Source, "destination": d.Destination, "method": d.Method, "path": d.Path, "host": d.Host,

@@ -25,6 +25,7 @@ import (
 type opaEvent struct {
 	Labels      map[string]string `json:"labels"`
 	DecisionID  string            `json:"decision_id"`
+	TraceID     string            `json:"trace_id,omitempty"`
 	Revision    string            `json:"revision"`
 	Path        string            `json:"path"`
 	Input       any               `json:"input"`
@@ -113,7 +114,7 @@ func TestUploadIsOPAsDecisionLog(t *testing.T) {
 	ring := audit.NewRing(u, audit.RingConfig{Size: 10})
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	ring.Put(&audit.Decision{Time: at, DecisionID: "1", Revision: "r", Source: "s", Destination: "d", Method: "GET", Path: "/p", Host: "h",
-		Reason: "no", Rule: "envoy/authz/allow", ElapsedUS: 7, Outcome: "denied",
+		Reason: "no", Rule: "envoy/authz/allow", ElapsedUS: 7, Outcome: "denied", TraceID: "4bf92f",
 		Input: lazy{rendered: audit.Rendered{Input: json.RawMessage(`{"a":1}`), Erased: []string{"/input/b"}}}})
 	if err := ring.Close(); err != nil {
 		t.Fatal(err)
@@ -121,7 +122,7 @@ func TestUploadIsOPAsDecisionLog(t *testing.T) {
 	if err := u.Close(); err != nil {
 		t.Fatal(err)
 	}
-	want := [][]opaEvent{{{Labels: map[string]string{"app": "writ"}, DecisionID: "1", Revision: "r", Path: "envoy/authz/allow",
+	want := [][]opaEvent{{{Labels: map[string]string{"app": "writ"}, DecisionID: "1", TraceID: "4bf92f", Revision: "r", Path: "envoy/authz/allow",
 		Input: map[string]any{"a": 1.0}, Result: map[string]any{"allowed": false, "reason": "no"}, Erased: []string{"/input/b"},
 		RequestedBy: "s", Timestamp: at, Metrics: map[string]any{"timer_server_handler_ns": 7000.0},
 		Custom: map[string]any{"source": "s", "destination": "d", "method": "GET", "path": "/p", "host": "h", "outcome": "denied", "shadow": false}}}}

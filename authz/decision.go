@@ -91,6 +91,7 @@ type Decision struct {
 
 	Request Request // whatever could be read of it
 	Input   any     // what the policy read, masked, for the record; it must not change any more
+	Masked  bool    // the set masks its records by rules of its own: spans leave Request out
 }
 
 // Header is one header line. Several of one name all reach the other side.

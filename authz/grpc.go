@@ -51,6 +51,7 @@ func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 }
 
 type answerer interface {
+	joinTrace(ctx context.Context) context.Context
 	Answer(ctx context.Context, request []byte) ([]byte, error)
 }
 
@@ -60,7 +61,8 @@ func check(server any, ctx context.Context, decode func(any) error, _ grpc.Unary
 		return nil, err
 	}
 	defer in.buffer.Free()
-	out, err := server.(answerer).Answer(ctx, in.buffer.ReadOnlyData())
+	s := server.(answerer)
+	out, err := s.Answer(s.joinTrace(ctx), in.buffer.ReadOnlyData())
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -33,6 +34,7 @@ type Config struct {
 	Required   bool          // what Records does not take is denied
 	Timeout    time.Duration // of one decision where the caller sets no earlier deadline; 0: MaxTime
 	Reflection bool
+	Tracer     trace.Tracer // a span for each decision; nil: none
 	Now        func() time.Time
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
@@ -66,8 +68,10 @@ func New(c Config) (*Server, error) {
 // bytes that are no CheckRequest.
 func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 	start := s.config.Now()
+	span := s.startSpan(ctx)
 	d := s.decide(ctx, start, request)
 	if d.Outcome == Malformed {
+		span.end(&d, "")
 		s.metrics.add(d, s.config.Now().Sub(start))
 		return nil, status.Error(codes.InvalidArgument, "the message is no CheckRequest")
 	}
@@ -80,6 +84,7 @@ func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 	elapsed := s.config.Now().Sub(start)
 	if s.config.Records != nil {
 		r := record(d, id, start, elapsed)
+		r.TraceID = span.traceID()
 		r.Weight = 1 + len(request)>>10
 		if !s.config.Records.Put(r) && s.config.Required {
 			d = unrecorded(d)
@@ -87,13 +92,14 @@ func (s *Server) Answer(ctx context.Context, request []byte) ([]byte, error) {
 		}
 	}
 	s.metrics.add(d, elapsed)
+	span.end(&d, id)
 	return answer, nil
 }
 
 // unusable keeps what the record needs of a decision that cannot be sent.
 func unusable(d Decision, err error) Decision {
 	return Decision{Outcome: Failed, Cause: Unusable, Reason: "the policy's answer cannot be sent: " + err.Error(), ShowReason: d.ShowReason,
-		Rule: d.Rule, Set: d.Set, Revision: d.Revision, Request: d.Request, Input: d.Input}
+		Rule: d.Rule, Set: d.Set, Revision: d.Revision, Request: d.Request, Input: d.Input, Masked: d.Masked}
 }
 
 // unrecorded is a decision that may not stand without its record.

@@ -11,6 +11,8 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
@@ -138,6 +140,36 @@ func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
 func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	*v.(*[]byte) = data.Materialize()
 	return nil
+}
+
+// BenchmarkTraces is what traces cost: the same decisions with none, with a call that brings no trace, with a trace that the proxy
+// does not sample, and with one that it does. Exporting is not in it.
+func BenchmarkTraces(b *testing.B) {
+	requests := benchRequests(b)
+	set := benchSet(b, "p1")
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample()))).Tracer("writ")
+	parent := trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, Remote: true}
+	unsampled := trace.ContextWithRemoteSpanContext(b.Context(), trace.NewSpanContext(parent))
+	parent.TraceFlags = trace.FlagsSampled
+	sampled := trace.ContextWithRemoteSpanContext(b.Context(), trace.NewSpanContext(parent))
+	for _, row := range []struct {
+		name   string
+		tracer trace.Tracer
+		ctx    context.Context
+	}{{"off", nil, sampled}, {"on, no trace", tracer, b.Context()}, {"on, not sampled", tracer, unsampled}, {"on, sampled", tracer, sampled}} {
+		b.Run(row.name, func(b *testing.B) {
+			server, err := authz.New(authz.Config{Decider: decider{set}, Tracer: row.tracer})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := server.Answer(row.ctx, requests[i%len(requests)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkRecords is what records cost: the same decisions with none, with the ring and its file, and with a masking rule too.

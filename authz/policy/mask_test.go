@@ -144,3 +144,24 @@ func TestMaskIsTestedAndTypedWithItsSet(t *testing.T) {
 		t.Error("a set with a masking rule reads a misspelled input and loads")
 	}
 }
+
+// TestSetWithMaskingRulesSaysSo: what else shows a request, such as a span, does not know the rules and must leave it out.
+func TestSetWithMaskingRulesSaysSo(t *testing.T) {
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  bool
+	}{
+		"none":                       {map[string]string{"a.rego": maskable}, false},
+		"a rule":                     {map[string]string{"a.rego": maskable, "mask.rego": "package system.log\nmask contains \"/input/attributes/source\"\n"}, true},
+		"a rule that masks nothing":  {map[string]string{"a.rego": maskable, "mask.rego": "package system.log\nmask contains \"/input/x\" if false\n"}, true},
+		"another rule of that place": {map[string]string{"a.rego": maskable, "mask.rego": "package system.other\nmask contains \"/input/x\"\n"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := load(t, test.files).Decide(t.Context(), wire(t, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+				Source: &authv3.AttributeContext_Peer{Principal: "spiffe://mesh.example/web"}}}))
+			if d.Masked != test.want {
+				t.Errorf("it says %v, want %v: %s %s", d.Masked, test.want, d.Outcome, d.Reason)
+			}
+		})
+	}
+}

@@ -129,6 +129,7 @@ func (s *Set) decide(ctx context.Context, request []byte, g *glance) authz.Decis
 		d.Input = recorded{s, s.lighter(input), result, s.manifest.Record}
 	}
 	d.Request, d.Revision, d.ShowReason = g.Request, s.revision, s.manifest.Reason == "client"
+	d.Masked = s.masker != nil
 	if d.Rule == "" {
 		d.Rule = s.manifest.Decision
 	}
