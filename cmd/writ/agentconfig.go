@@ -46,6 +46,7 @@ type authzConfig struct {
 	Sets        setsConfig     `yaml:"sets"`         // several folders, by the name of the policy set
 	Reflection  bool           `yaml:"reflection"`   // gRPC server reflection on the doors of ext_authz
 	Records     recordsConfig  `yaml:"records"`      // decision records: a file, "off", or the keys of recordsConfig
+	Traces      *tracesConfig  `yaml:"traces"`       // spans of decisions for OpenTelemetry; none
 	TLS         map[string]any `yaml:"tls"`          // not there yet
 }
 
@@ -131,6 +132,7 @@ func (p *problems) authz(c authzConfig, example bool) {
 	}
 	p.sets(c.Sets)
 	p.records(c.Records)
+	p.traces(c.Traces)
 	if c.ForwardAuth != "" {
 		p.notYet("authz.forward_auth")
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,6 +50,7 @@ type agentDaemon struct {
 	decider  *grpc.Server
 	doors    []net.Listener // of the decider
 	records  *recordKeeper  // nil without authz.listen, or when records are off
+	traces   *tracing       // nil without authz.listen, or where no traces are configured
 
 	admin      net.Listener // this node's own admin socket
 	adminServe *http.Server
@@ -150,6 +152,10 @@ func (d *agentDaemon) newDecider(ctx context.Context, shipped fs.FS) (err error)
 	if d.records != nil {
 		config.Records, config.Required = d.records.ring, c.Records.Required
 	}
+	if d.traces, err = newTracing(c.Traces, d.config.TrustDomain, d.log, d.metrics); err != nil {
+		return err
+	}
+	config.Tracer = d.traces.tracer()
 	decisions, err := authz.New(config)
 	if err != nil {
 		return err
@@ -289,9 +295,13 @@ func (d *agentDaemon) close() {
 			l.Close()
 		}
 	}
+	// Records and spans may each wait for who takes them, and the daemon has seconds to end.
+	var last sync.WaitGroup
+	last.Go(d.traces.close)
 	if d.records != nil {
 		d.records.close()
 	}
+	last.Wait()
 }
 
 // stopWithin lets calls under way end, for a while.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 
@@ -73,6 +74,25 @@ func (p *problems) loopback(key, address string) {
 	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		p.add(key, "%q is not a loopback address, and it is served without TLS", address)
 	}
+}
+
+// receiver refuses an address that what is sent to it would reach in clear over a network; nil where it is none.
+func (p *problems) receiver(key, address string) *url.URL {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil || u.Hostname() == "" || u.User != nil:
+		p.add(key, "%q is no URL of a receiver", address)
+		return nil
+	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())):
+		p.add(key, "%q is neither https nor on loopback: all that is sent, and the token, would travel in clear", address)
+		return nil
+	}
+	return u
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // longestSocketPath is what sun_path holds beside its final NUL (unix(7)).

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net/netip"
-	"net/url"
 	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,21 +76,10 @@ func (p *problems) records(c recordsConfig) {
 	if c.Upload == nil {
 		return
 	}
-	u, err := url.Parse(c.Upload.URL)
-	switch {
-	case err != nil || u.Host == "" || u.User != nil:
-		p.add("authz.records.upload.url", "%q is no URL of a receiver", c.Upload.URL)
-	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())):
-		p.add("authz.records.upload.url", "%q is neither https nor on loopback: records and token would travel in clear", c.Upload.URL)
-	}
+	p.receiver("authz.records.upload.url", c.Upload.URL)
 	if c.Upload.ChunkKilobytes < 0 || c.Upload.BufferMegabytes < 0 {
 		p.add("authz.records.upload", "takes no negative numbers")
 	}
-}
-
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // ringSize is what may wait for the file, in KiB of requests.
