@@ -45,6 +45,8 @@ type Side struct {
 	MaxConnection string
 	// VirtualHosts of the inbound listener, as YAML in flow style; empty: as the example has them.
 	VirtualHosts string
+	// Collector is the port of an OpenTelemetry collector on loopback, to which the Envoy sends spans of what comes in; 0: no traces.
+	Collector int
 
 	asked  atomic.Int64
 	client http.Client
@@ -145,6 +147,9 @@ func (s *Side) Start(t testing.TB) {
 	if s.VirtualHosts != "" {
 		replaceOnce(t, &proxy, `[{name: service, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: service}}]}]`, s.VirtualHosts)
 	}
+	if s.Collector != 0 {
+		replaceOnce(t, &proxy, "stat_prefix: inbound\n", "stat_prefix: inbound\n          "+tracing(s.Name))
+	}
 	more := s.fill(t, filepath.Join(root, "internal", "testdomain", "testdata", "envoy.yaml"))
 	if s.Delta {
 		replaceOnce(t, &proxy, "api_type: GRPC", "api_type: DELTA_GRPC")
@@ -156,6 +161,12 @@ func (s *Side) Start(t testing.TB) {
 	}
 	s.Process = Start(t, s.Name+"-envoy", exec.Command(s.Path, "--config-path", config, "--config-yaml", more,
 		"--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"))
+}
+
+// tracing is what a connection manager needs to trace; the cluster is in testdata/envoy.yaml.
+func tracing(service string) string {
+	return `tracing: {provider: {name: envoy.tracers.opentelemetry, typed_config: {"@type": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig,` +
+		` service_name: ` + service + `, grpc_service: {envoy_grpc: {cluster_name: collector}, timeout: 1s}}}}` + "\n"
 }
 
 func (s *Side) fill(t testing.TB, file string) string {
@@ -314,6 +325,7 @@ type Decision struct {
 	Allow    bool   `json:"allow"`
 	Reason   string `json:"reason"`
 	Rule     string `json:"rule"`
+	TraceID  string `json:"trace_id"`
 }
 
 // FindDecision waits for the record of a decision, which is readable within a second or so.

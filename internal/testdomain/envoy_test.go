@@ -28,12 +28,12 @@ type mesh struct {
 	policy   string // the folder
 }
 
-// newMesh starts writ dev and the services; the entries and the Envoys are for the test to bring.
-func newMesh(t *testing.T) *mesh {
+// newMesh starts writ dev, with further arguments, and the services; the entries and the Envoys are for the test to bring.
+func newMesh(t *testing.T, more ...string) *mesh {
 	t.Helper()
 	m := &mesh{policy: t.TempDir()}
 	m.writePolicy(t, "authz.rego", webReadsOrders("1"))
-	m.Domain = testdomain.New(t, testdomain.Built(t), "--policy", m.policy, "--entries", os.DevNull)
+	m.Domain = testdomain.New(t, testdomain.Built(t), append([]string{"--policy", m.policy, "--entries", os.DevNull}, more...)...)
 	m.web, m.api = testdomain.Sides(t, m.Node())
 	return m
 }
