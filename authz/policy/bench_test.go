@@ -99,17 +99,8 @@ func (floor) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse
 }
 
 func load16(b *testing.B, server *grpc.Server, requests [][]byte) {
-	listener, err := net.Listen("unix", filepath.Join(b.TempDir(), "s"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	var serving, callers sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(listener) })
-	conn, err := grpc.NewClient("unix://"+listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{encoding.GetCodecV2(proto.Name)})))
-	if err != nil {
-		b.Fatal(err)
-	}
+	conn, stop := connect(b, server, grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{encoding.GetCodecV2(proto.Name)})))
+	var callers sync.WaitGroup
 	const concurrency = 16
 	b.ResetTimer()
 	for c := range concurrency {
@@ -125,9 +116,27 @@ func load16(b *testing.B, server *grpc.Server, requests [][]byte) {
 	}
 	callers.Wait()
 	b.StopTimer()
-	conn.Close()
-	server.Stop()
-	serving.Wait()
+	stop()
+}
+
+// connect serves on a Unix socket and connects to it.
+func connect(t testing.TB, server *grpc.Server, options ...grpc.DialOption) (conn *grpc.ClientConn, stop func()) {
+	t.Helper()
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) })
+	conn, err = grpc.NewClient("unix://"+listener.Addr().String(), append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn, func() {
+		conn.Close()
+		server.Stop()
+		serving.Wait()
+	}
 }
 
 // rawCodec sends and takes bytes, so that the caller costs little.

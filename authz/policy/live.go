@@ -163,9 +163,12 @@ func (l *Live) fail(ctx context.Context, tried string, err error) {
 
 func (l *Live) swap(ctx context.Context, digest string, set *Set) {
 	l.tried = digest
-	if before := l.set.Swap(set); before != nil {
+	if before := l.set.Load(); before != nil {
+		before.gate.resize(set.manifest.places()) // its requests still hold places
+		set.gate = before.gate
 		l.revision.DeleteLabelValues(before.revision)
 	}
+	l.set.Store(set)
 	l.revision.WithLabelValues(set.revision).Set(1)
 	l.config.Log.InfoContext(ctx, "policy set live", "policy_set", l.config.Name, "revision", set.revision)
 	l.mu.Lock()

@@ -33,6 +33,7 @@ type Config struct {
 
 // Set is one policy set: compiled, type-checked and tested. It never changes.
 type Set struct {
+	gate     *gate
 	revision string
 	manifest manifest
 	program  *program
@@ -98,7 +99,7 @@ func build(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
 		return nil, err
 	}
 	r.body = m.Limits.Body << 10
-	set := &Set{revision: s.digest, manifest: m, program: p, masker: masker, reader: r}
+	set := &Set{gate: newGate(m.places()), revision: s.digest, manifest: m, program: p, masker: masker, reader: r}
 	return set, errors.Join(test(ctx, s, m, p), set.check(ctx, s))
 }
 
@@ -114,12 +115,16 @@ func bad(err error) error {
 // Revision is a hash of everything that was read.
 func (s *Set) Revision() string { return s.revision }
 
-// Decide judges the wire bytes of a CheckRequest.
+// Decide judges the wire bytes of a CheckRequest. One that is shed is not even decoded.
 func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 	return s.decide(ctx, request, look(request))
 }
 
 func (s *Set) decide(ctx context.Context, request []byte, g *glance) authz.Decision {
+	if err := s.gate.enter(ctx); err != nil {
+		return s.finish(failed(err), g)
+	}
+	defer s.gate.leave()
 	attributes, err := s.reader.attributes(request)
 	if err != nil {
 		return malformed(err)
@@ -128,6 +133,11 @@ func (s *Set) decide(ctx context.Context, request []byte, g *glance) authz.Decis
 	if input != nil {
 		d.Input = recorded{s, s.lighter(input), result, s.manifest.Record}
 	}
+	return s.finish(d, g)
+}
+
+// finish adds what every answer of a set says.
+func (s *Set) finish(d authz.Decision, g *glance) authz.Decision {
 	d.Request, d.Revision, d.ShowReason = g.Request, s.revision, s.manifest.Reason == "client"
 	d.Masked = s.masker != nil
 	if d.Rule == "" {
@@ -139,6 +149,21 @@ func (s *Set) decide(ctx context.Context, request []byte, g *glance) authz.Decis
 // malformed is what becomes of bytes that are no CheckRequest.
 func malformed(err error) authz.Decision {
 	return authz.Decision{Outcome: authz.Malformed, Cause: authz.BadMessage, Reason: err.Error()}
+}
+
+// failed is the decision that an error kept from being made.
+func failed(err error) authz.Decision {
+	switch {
+	case errors.Is(err, errShed):
+		return authz.Fail(authz.Shed, err.Error())
+	case errors.Is(err, context.DeadlineExceeded):
+		return authz.Fail(authz.TimedOut, "timeout")
+	case errors.Is(err, context.Canceled):
+		return authz.Fail(authz.CallerLeft, "the caller went away")
+	case errors.Is(err, errMemory):
+		return authz.Fail(authz.OverMemory, "the policy failed: "+err.Error())
+	}
+	return authz.Fail(authz.Evaluation, "the policy failed: "+err.Error())
 }
 
 // judge gives the decision, and for the record what was read and what the policy gave.
@@ -156,15 +181,8 @@ func (s *Set) judge(ctx context.Context, attributes ast.Value, g *glance, size i
 		return authz.Refuse(cause, err.Error()), nil, nil
 	}
 	result, err := s.program.ask(ctx, input)
-	switch {
-	case errors.Is(err, errMemory):
-		return authz.Fail(authz.OverMemory, "the policy failed: "+err.Error()), input, nil
-	case errors.Is(err, context.DeadlineExceeded):
-		return authz.Fail(authz.TimedOut, "timeout"), input, nil
-	case errors.Is(err, context.Canceled):
-		return authz.Fail(authz.CallerLeft, "the caller went away"), input, nil
-	case err != nil:
-		return authz.Fail(authz.Evaluation, "the policy failed: "+err.Error()), input, nil
+	if err != nil {
+		return failed(err), input, nil
 	}
 	return decision(result, g), input, result
 }

@@ -1,0 +1,36 @@
+package policy
+
+import "context"
+
+// Gate is a gate as its tests see it: a policy cannot be made to hold a place for a given time.
+type Gate struct{ g *gate }
+
+// The bounds that tests count with.
+const (
+	Patience = patience
+	Soon     = soon
+	MinLine  = minLine
+	MaxLine  = maxLine
+)
+
+// ErrShed is what Enter gives to who is refused.
+var ErrShed = errShed
+
+// NewGate gives a gate with so many places.
+func NewGate(places int) Gate { return Gate{newGate(places)} }
+
+// GateOf is the gate of a set, LiveGate that of the live one.
+func GateOf(s *Set) Gate    { return Gate{s.gate} }
+func LiveGate(l *Live) Gate { return GateOf(l.set.Load()) }
+
+// Enter, Leave and Resize are the gate's.
+func (g Gate) Enter(ctx context.Context) error { return g.g.enter(ctx) }
+func (g Gate) Leave()                          { g.g.leave() }
+func (g Gate) Resize(places int)               { g.g.resize(places) }
+
+// State is how many are inside, how many may be, and how many are in line.
+func (g Gate) State() (inside, places, line int) {
+	g.g.mu.Lock()
+	defer g.g.mu.Unlock()
+	return g.g.inside, g.g.places, g.g.line.Len()
+}
