@@ -24,7 +24,11 @@ func (b *bench) decide(ctx context.Context) error {
 		return err
 	}
 	defer floor.stop()
-	agent, socket, server, err := b.decider(ctx)
+	policy, err := filepath.Abs("bench/p1")
+	if err != nil {
+		return err
+	}
+	agent, socket, server, err := b.decider(ctx, policy, "127.0.0.1:0")
 	defer server.stop()
 	defer agent.stop()
 	if err != nil {
@@ -103,17 +107,13 @@ func (s *side) round(ctx context.Context, b *bench, self string, n int) (loaded,
 	return got, err
 }
 
-// decider starts a server and an agent that decides with the P1 policy.
-func (b *bench) decider(ctx context.Context) (agent *daemon, socket string, server *daemon, err error) {
-	policy, err := filepath.Abs("bench/p1")
-	if err != nil {
-		return nil, "", nil, err
-	}
+// decider starts a server and an agent that decides with a policy and serves its metrics at an address.
+func (b *bench) decider(ctx context.Context, policy, metrics string) (agent *daemon, socket string, server *daemon, err error) {
 	d, err := b.newDomain(ctx)
 	if err != nil {
 		return nil, "", nil, err
 	}
-	folder, err := d.agentFiles(policy)
+	folder, err := d.agentFiles(policy, metrics)
 	if err != nil {
 		return nil, "", d.server, err
 	}

@@ -65,6 +65,18 @@ func (d *daemon) cpu() (time.Duration, error) {
 	return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(err1, err2)
 }
 
+// mostMemory is the most that was resident at once so far, in MiB (proc_pid_status(5), VmHWM).
+func (d *daemon) mostMemory() (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	_, line, _ := strings.Cut(string(data), "VmHWM:")
+	var kilobytes float64
+	_, err = fmt.Sscan(line, &kilobytes)
+	return kilobytes / 1024, err
+}
+
 // domain is a server in a folder of its own, and what an agent needs to join it.
 type domain struct {
 	bench  *bench
@@ -107,12 +119,14 @@ func (d *domain) command(input string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// agentFiles writes an agent's configuration into a new folder and gives it; decisions are made where policy is given.
-func (d *domain) agentFiles(policy string) (folder string, err error) {
+// agentFiles writes an agent's configuration into a new folder and gives it; decisions are made where policy is given, metrics served at
+// that address.
+func (d *domain) agentFiles(policy, metrics string) (folder string, err error) {
 	if folder, err = os.MkdirTemp(d.folder, "a"); err != nil {
 		return "", err
 	}
-	config := fmt.Sprintf("trust_domain: %s\ndata_dir: %s/agent\nsocket: %[2]s/agent.sock\nmetrics: 127.0.0.1:0\nadmin_socket: %[2]s/admin.sock\nlog: {level: error}\n", benchDomain, folder)
+	config := fmt.Sprintf("trust_domain: %s\ndata_dir: %s/agent\nsocket: %[2]s/agent.sock\nmetrics: %s\nadmin_socket: %[2]s/admin.sock\nlog: {level: error}\n",
+		benchDomain, folder, metrics)
 	if policy != "" {
 		config += fmt.Sprintf("authz: {listen: [\"unix://%s/authz.sock\"], policy: %s, records: \"off\"}\n", folder, policy)
 	}

@@ -31,7 +31,7 @@ func (b *bench) identity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	folder, err := d.agentFiles("")
+	folder, err := d.agentFiles("", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func (b *bench) pushes(ctx context.Context, d *domain, socket string) (samples, 
 func (b *bench) freshAgents(ctx context.Context, d *domain) (samples, error) {
 	var out samples
 	for range b.rounds * 2 {
-		folder, err := d.agentFiles("")
+		folder, err := d.agentFiles("", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}

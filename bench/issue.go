@@ -122,7 +122,7 @@ func sign(ctx context.Context, client *member.Server, requests []*nodev1.Signing
 
 // member is a node of the domain, with a connection that shows its agent SVID.
 func (d *domain) member(ctx context.Context) (*member.Server, error) {
-	folder, err := d.agentFiles("")
+	folder, err := d.agentFiles("", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}

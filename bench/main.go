@@ -1,8 +1,8 @@
 // Bench measures writ beside the bare operation it cannot do without, in one run, so that ratios mean something on any machine. It
-// prints the tables of docs/performance.md. Start with main; identity.go, issue.go and decide.go are its parts, load.go the generator
-// that decide.go runs as a process of its own.
+// prints the tables of docs/performance.md. Start with main; identity.go, issue.go, decide.go and overload.go are its parts, load.go and
+// flood.go the generators that the last two run as processes of their own.
 //
-//	go run ./bench [-rounds 5] [-writ bin/writ] [identity | issue | decide]
+//	go run ./bench [-rounds 5] [-writ bin/writ] [identity | issue | decide | overload]
 //
 // Nothing here is a test: a slow machine fails nothing.
 package main
@@ -43,6 +43,8 @@ func (b *bench) run(ctx context.Context, args []string) (err error) {
 			return serveFloor(ctx, args[1])
 		case "load":
 			return load(ctx, args[1:])
+		case "flood":
+			return flood(ctx, args[1:])
 		}
 	}
 	if b.folder, err = os.MkdirTemp("", "writ-bench-"); err != nil {
@@ -59,6 +61,9 @@ func (b *bench) run(ctx context.Context, args []string) (err error) {
 	}
 	if want("decide") {
 		err = errors.Join(err, b.decide(ctx))
+	}
+	if want("overload") {
+		err = errors.Join(err, b.overloaded(ctx))
 	}
 	return err
 }
