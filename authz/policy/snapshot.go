@@ -27,8 +27,9 @@ const (
 type sighting []seen
 
 type seen struct {
-	name string
-	info fs.FileInfo
+	name    string
+	info    fs.FileInfo
+	changed time.Time // by the system's own account: the time that a file says of itself can be set
 }
 
 // A snapshot is every file of a policy set as it stood at one moment.
@@ -78,7 +79,7 @@ func sight(files fs.FS) (sighting, error) {
 					return err
 				}
 			case relevant(name) && info.Mode().IsRegular():
-				out = append(out, seen{name, info})
+				out = append(out, seen{name, info, changed(info)})
 			}
 		}
 		return nil
@@ -93,15 +94,15 @@ func (s sighting) equal(t sighting) bool {
 	return slices.EqualFunc(s, t, func(a, b seen) bool {
 		embedded := a.info.Sys() == nil && b.info.Sys() == nil
 		return a.name == b.name && a.info.Size() == b.info.Size() && a.info.ModTime().Equal(b.info.ModTime()) &&
-			(embedded || os.SameFile(a.info, b.info))
+			a.changed.Equal(b.changed) && (embedded || os.SameFile(a.info, b.info))
 	})
 }
 
 // newest is when a file last changed.
 func (s sighting) newest() (t time.Time) {
 	for _, f := range s {
-		if m := f.info.ModTime(); m.After(t) {
-			t = m
+		if f.changed.After(t) {
+			t = f.changed
 		}
 	}
 	return t
