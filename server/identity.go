@@ -103,7 +103,7 @@ func (s *Server) tlsConfig() *tls.Config {
 // verifyAgent wants an agent's SVID: a workload's own does not open this door.
 func (s *Server) verifyAgent(chain []*x509.Certificate) (spiffeid.ID, error) {
 	bundle := s.config.Authority.Bundle()
-	id, err := svid.Verify(chain[0], chain[1:], svid.Anchors{TrustDomain: s.config.TrustDomain, Roots: bundle.Roots, Intermediates: bundle.Issuing}, s.config.Now())
+	id, err := s.proven.verify(chain, svid.Anchors{TrustDomain: s.config.TrustDomain, Roots: bundle.Roots, Intermediates: bundle.Issuing}, s.config.Now())
 	if err != nil {
 		return id, err
 	}

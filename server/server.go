@@ -108,6 +108,7 @@ type Server struct {
 	registry *registry
 	identity *identity
 	limits   *limits
+	proven   proven
 	tally    *tally
 	stopped  chan struct{} // closed when Run ends: every stream ends Unavailable
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/writ-dev/writ/api/adminv1"
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/ca"
 	"github.com/writ-dev/writ/internal/fault"
 )
 
@@ -107,6 +108,38 @@ func TestCallsEndWithTheAgentSVID(t *testing.T) {
 	c := d.join("web-1").connect()
 	must(c.Sign(t.Context(), &nodev1.SignRequest{}))(t)
 	d.ahead.Store(int64(61 * time.Minute))
+	_, err := c.Sign(t.Context(), &nodev1.SignRequest{})
+	wantFault(t, err, fault.Unauthenticated, fault.NodeUnknown)
+}
+
+// What a connection's first call proved holds only while the roots do.
+func TestCallsEndWithTheRoot(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	c := d.join("web-1").connect()
+	for range 2 {
+		must(c.Sign(t.Context(), &nodev1.SignRequest{}))(t)
+	}
+	for _, r := range must(d.db.Authorities(t.Context()))(t) {
+		if r.Tier == ca.TierRoot {
+			r.State = ca.StateRevoked
+			if err := d.db.RecordAuthority(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.caughtUp()
+	_, err := c.Sign(t.Context(), &nodev1.SignRequest{})
+	wantFault(t, err, fault.Unauthenticated, fault.NodeUnknown)
+}
+
+// Clocks are set back, too: an SVID that verified is not valid before it begins.
+func TestCallsWaitForTheAgentSVID(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	c := d.join("web-1").connect()
+	must(c.Sign(t.Context(), &nodev1.SignRequest{}))(t)
+	d.ahead.Store(int64(-2 * time.Minute))
 	_, err := c.Sign(t.Context(), &nodev1.SignRequest{})
 	wantFault(t, err, fault.Unauthenticated, fault.NodeUnknown)
 }
