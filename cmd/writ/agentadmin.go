@@ -21,6 +21,8 @@ func (d *agentDaemon) listenAdmin() (err error) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+decisionsPath, d.serveDecisions)
+	mux.HandleFunc("GET "+explainPath, d.serveExplain)
+	mux.HandleFunc("GET "+suggestPath, d.serveSuggest)
 	d.adminServe = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	return toOperators(d.config.AdminSocket, d.config.adminMode)

@@ -112,10 +112,11 @@ func (d *devDomain) banner(r readyFile, out, talk io.Writer) {
 	}
 	fmt.Fprintf(talk, "%s\n", warning)
 	fmt.Fprintf(out, "trust domain %s is ready; next, in another terminal:\n\n", r.TrustDomain)
-	fmt.Fprintf(out, "  export %s=%s\n  export %s=%s\n", workloadVariable, r.WorkloadAPI, adminVariable, r.Admin)
+	fmt.Fprintf(out, "  export %s=%s\n  export %s=%s\n  export %s=%s\n", workloadVariable, r.WorkloadAPI, adminVariable, r.Admin,
+		agentAdminVariable, r.AgentAdmin)
 	fmt.Fprintf(out, "  writ svid get          # this user's identity\n  writ entry get         # who may hold what\n")
 	if r.Decisions != "" {
-		fmt.Fprintf(out, "  writ tail decisions -f --agent-admin %s   # decisions as they fall\n", r.AgentAdmin)
+		fmt.Fprintf(out, "  writ tail decisions -f # decisions as they fall\n")
 	}
 	fmt.Fprintf(out, "\next_authz for Envoy: %s\n", strings.Join(r.ExtAuthz, "  "))
 }

@@ -20,7 +20,7 @@ const applier = "apply"
 
 func newEntryCommand() *cobra.Command {
 	return group("entry", "Registration entries: which workload may hold which SPIFFE ID", newEntryApplyCommand(),
-		newEntryDiffCommand(), newEntryGetCommand(), newEntryDeleteCommand(), newEntryWaitCommand())
+		newEntryDiffCommand(), newEntrySuggestCommand(), newEntryGetCommand(), newEntryDeleteCommand(), newEntryWaitCommand())
 }
 
 func newEntryApplyCommand() *cobra.Command {

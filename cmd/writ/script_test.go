@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ func TestMain(m *testing.M) {
 // `eventually COMMAND...`, which runs a writ command until it ends with 0, `check SOURCE METHOD PATH`, which asks ext_authz as Envoy
 // does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `reflects`
 // says that ext_authz lists its services, `documented` compares /metrics with the table of docs/operations.md.
+// `process VAR PROGRAM ARGS...` starts a process and sets VAR to its id.
 func TestCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -41,7 +43,8 @@ func TestCommands(t *testing.T) {
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "documented": documented, "reflects": reflects},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "documented": documented, "reflects": reflects,
+			"process": process},
 	})
 }
 
@@ -141,6 +144,16 @@ func reflects(ts *testscript.TestScript, neg bool, _ []string) {
 	if neg || !strings.Contains(answer.String(), "envoy.service.auth.v3.Authorization") {
 		ts.Fatalf("it answers %v", answer)
 	}
+}
+
+func process(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: process VAR PROGRAM ARGS...")
+	}
+	cmd := exec.Command(ts.MkAbs(args[1]), args[2:]...)
+	ts.Check(cmd.Start())
+	ts.Defer(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	ts.Setenv(args[0], fmt.Sprint(cmd.Process.Pid))
 }
 
 func private(ts *testscript.TestScript, neg bool, args []string) {

@@ -76,9 +76,7 @@ func fetchSVIDs(ctx context.Context, socket string) ([]*x509svid.SVID, error) {
 		case err == nil:
 			return svids, nil
 		case status.Code(err) == codes.PermissionDenied:
-			s, _ := status.FromError(err)
-			return nil, fault.New(fault.Denied, nil, s.Message()).With(fault.NoIdentity,
-				"apply an entry that matches this process: writ entry apply -f FILE")
+			return nil, denied(err)
 		case status.Code(err) != codes.Unavailable && ctx.Err() == nil:
 			return nil, fault.FromStatus(err)
 		}
@@ -89,6 +87,16 @@ func fetchSVIDs(ctx context.Context, socket string) ([]*x509svid.SVID, error) {
 				With(fault.AgentStarting, "start `writ dev` or `writ agent run`, or set "+workloadVariable)
 		}
 	}
+}
+
+// denied is what the agent answered; another's agent gives neither code nor fix.
+func denied(err error) error {
+	var f *fault.Error
+	if errors.As(fault.FromStatus(err), &f) && f.Code != "" {
+		return f
+	}
+	s, _ := status.FromError(err)
+	return fault.New(fault.Denied, nil, s.Message()).With(fault.NoIdentity, "apply an entry that matches this process: writ entry apply -f FILE")
 }
 
 func printSVIDs(w io.Writer, p printed, svids []*x509svid.SVID, socket string) error {

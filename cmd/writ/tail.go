@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -21,11 +19,6 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/internal/fault"
-)
-
-const (
-	agentAdminVariable = "WRIT_AGENT_ADMIN"
-	defaultAgentAdmin  = "/run/writ/agent-admin.sock"
 )
 
 // outcomes are what --outcome takes.
@@ -57,7 +50,7 @@ rotated ones. A * at the end of --source or --path stands for any rest.`,
 			if q.ID != "" && !cmd.Flags().Changed("last") {
 				q.Last = 0
 			}
-			return tailDecisions(cmd.Context(), q, firstOf(socket, os.Getenv(agentAdminVariable), defaultAgentAdmin), file, form.form, cmd.OutOrStdout())
+			return tailDecisions(cmd.Context(), q, agentAdmin(socket), file, form.form, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().StringVar(&q.Source, "source", "", "of this principal")
@@ -66,7 +59,7 @@ rotated ones. A * at the end of --source or --path stands for any rest.`,
 	cmd.Flags().StringVar(&q.ID, "id", "", "with this decision id; exit 1 if there is none")
 	cmd.Flags().IntVarP(&q.Last, "last", "n", 20, "the newest so many of what is there; 0: all")
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on as decisions fall")
-	cmd.Flags().StringVar(&socket, "agent-admin", "", "the agent's admin socket (default $"+agentAdminVariable+", else "+defaultAgentAdmin+")")
+	agentAdminFlag(cmd, &socket)
 	cmd.Flags().StringVar(&file, "file", "", "read this file and its rotated ones instead")
 	form.flag(cmd, "text", "json")
 	return cmd
@@ -86,7 +79,7 @@ func tailDecisions(ctx context.Context, q audit.Query, socket, file, form string
 			err = audit.Tail(ctx, file, q, emit)
 		}
 	} else {
-		err = askAgent(ctx, socketPath(socket), q, emit)
+		err = askAgent(ctx, socket, q, emit)
 	}
 	if err != nil && ctx.Err() == nil {
 		return err
@@ -101,24 +94,12 @@ func tailDecisions(ctx context.Context, q audit.Query, socket, file, form string
 func askAgent(ctx context.Context, socket string, q audit.Query, emit func([]byte) error) error {
 	values := url.Values{"source": {q.Source}, "path": {q.Path}, "id": {q.ID}, "outcome": q.Outcomes, "last": {strconv.Itoa(q.Last)},
 		"follow": {strconv.FormatBool(q.Follow)}}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+decisionsPath+"?"+values.Encode(), nil)
+	answer, err := getAgent(ctx, socket, decisionsPath, values)
 	if err != nil {
 		return err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}}
-	answer, err := client.Do(r)
-	if err != nil {
-		return fault.New(fault.Unreachable, nil, "nobody answers on the agent's admin socket "+socket).Because(err.Error()).
-			With("", "start `writ dev` or `writ agent run`, or name its socket with --agent-admin or "+agentAdminVariable)
-	}
 	defer answer.Body.Close()
 	in := bufio.NewReader(answer.Body)
-	if answer.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(in, 1<<10))
-		return fault.New(fault.NotFound, nil, strings.TrimSpace(string(text)))
-	}
 	for {
 		line, err := in.ReadBytes('\n')
 		if errors.Is(err, io.EOF) && len(line) == 0 {

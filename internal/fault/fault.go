@@ -27,14 +27,25 @@ const (
 	Unreachable                 // the other side did not answer; told apart from Unavailable for the exit code only
 )
 
+var names = [...]string{"internal", "invalid", "unauthenticated", "denied", "not found", "conflict", "stale", "throttled",
+	"unavailable", "unreachable"}
+
 // String names the kind in lower case, as logs and metrics show it.
 func (k Kind) String() string {
-	names := [...]string{"internal", "invalid", "unauthenticated", "denied", "not found", "conflict", "stale", "throttled",
-		"unavailable", "unreachable"}
 	if int(k) < len(names) {
 		return names[k]
 	}
 	return "internal"
+}
+
+// KindNamed is the other end of String; a name that is none is Internal.
+func KindNamed(name string) Kind {
+	for k, known := range names {
+		if name == known {
+			return Kind(k)
+		}
+	}
+	return Internal
 }
 
 // Error is a failure of a known kind. What is a plain sentence that may be shown to whoever caused it; the cause is for the log.

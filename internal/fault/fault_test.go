@@ -42,8 +42,8 @@ func TestKindsCrossTheWire(t *testing.T) {
 	for range 20 { // kinds share a code: which is heard must not depend on the order of a map
 		for _, row := range kinds {
 			err := fault.New(row.kind, errors.New("secret cause"), "it did not work").With(fault.StoreFull, "free space").Because("one", "two")
-			if got := row.kind.String(); got != row.name {
-				t.Errorf("%q, want %q", got, row.name)
+			if got := row.kind.String(); got != row.name || fault.KindNamed(got) != row.kind {
+				t.Errorf("%q, want %q, and back", got, row.name)
 			}
 			sent := fault.Status(fmt.Errorf("doing: %w", err))
 			if got := status.Code(sent); got != row.code {
@@ -65,7 +65,7 @@ func TestKindsCrossTheWire(t *testing.T) {
 			}
 		}
 	}
-	if got := fault.Kind(200).String(); got != "internal" {
+	if got := fault.Kind(200).String(); got != "internal" || fault.KindNamed("none of them") != fault.Internal {
 		t.Errorf("a kind that is none is %q", got)
 	}
 }

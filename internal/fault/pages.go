@@ -109,7 +109,9 @@ func workloadPages() []Page {
 				"the entry's `where` names other nodes, so this agent does not have it",
 			},
 			[]string{
-				"the agent's log shows the selectors of the process",
+				"on the node, as root or in the group writ: `writ explain workload --pid PID` shows its selectors and the nearest entry, for a while after its end too",
+				"`writ entry suggest --pid PID` writes an entry for it: read it, then pipe it into `writ entry apply -f -`",
+				"the agent's log says the same under `no identity issued`",
 				"`writ entry get` lists all entries, those for other nodes too",
 			}},
 		{AgentStarting, "the agent has no entries yet",
@@ -133,14 +135,14 @@ func workloadPages() []Page {
 			},
 			[]string{
 				"take the id from the error that the workload got, or from the agent's log",
-				"or find the process from the host, with `ps` or `pgrep`, and ask while it runs",
+				"or find the process from the host, with `ps` or `pgrep`, and ask while it runs: `writ explain workload --pid PID`",
 			}},
 		{NodeIndistinct, "the node has no selectors to tell it from others",
 			"An entry for a process of this node alone needs something under `where` that this node has and others do not. Nothing was suggested instead, since an entry for every node is a wider right.",
 			[]string{"the node joined with a token that was made without `--node`"},
 			[]string{
 				"`writ token create --node NAME` makes a token that gives its node the selector join_token:name:NAME; let the node join anew with it",
-				"or say that the entry shall hold on every node: `any: true`",
+				"or say that the entry shall hold on every node: `writ entry suggest --pid PID --any`",
 			}},
 	}
 }
