@@ -251,6 +251,50 @@ func TestMissesAreBoundedByUser(t *testing.T) {
 	}
 }
 
+// That it matches an entry whose time is over is said too, and a process with no end of groups is said and not kept.
+func TestExpiredAndCrowdedAreSaid(t *testing.T) {
+	server := started(t)
+	over := entry("over", "alice")
+	over.Expires = timestamppb.New(time.Now().Add(-time.Hour))
+	server.Apply(over)
+	c, log := config(t, server), &journal{}
+	c.Log = slog.New(slog.NewJSONHandler(log, nil))
+	var crowd fixed
+	for gid := range 300 {
+		crowd = append(crowd, attest.Selector{Method: "unix", Key: "supplementary_gid", Value: fmt.Sprint(1000 + gid)})
+	}
+	c.Workload = append(c.Workload, only{7, crowd})
+	a, _ := agenttest.Run(t, c)
+	subscribe(t, a, numbered{newProcess(1), 4711, "/a"})
+	asks(t, a, numbered{newProcess(7), 4712, "/b"})
+	lines := log.lines(t)
+	if len(lines) != 2 || lines[0]["entry"] != "over" || lines[0]["missing"] != "the entry's time is over" {
+		t.Fatalf("said %v", lines)
+	}
+	if text, _ := lines[1]["selectors"].(string); !strings.HasSuffix(text, " and 269 more") {
+		t.Errorf("its selectors are %q", text)
+	}
+	if _, there := a.Seen(4711); !there {
+		t.Error("the first is forgotten")
+	}
+	if _, there := a.Seen(4712); there {
+		t.Error("300 selectors are kept")
+	}
+}
+
+// only finds something of one user's processes.
+type only struct {
+	uid   uint32
+	found fixed
+}
+
+func (o only) Attest(_ context.Context, p attest.Peer) ([]attest.Selector, error) {
+	if p.Process().UID == o.uid {
+		return o.found, nil
+	}
+	return nil, nil
+}
+
 // A workload that ends for want of an identity can be asked about afterwards.
 func TestWhoAskedInVainIsExplainedAfterItsEnd(t *testing.T) {
 	server := started(t)

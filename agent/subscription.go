@@ -116,16 +116,19 @@ func (h *holding) equal(g *holding) bool {
 	return h.pending == g.pending && slices.Equal(h.identities, g.identities) && slices.Equal(h.bundles, g.bundles)
 }
 
-// subscribe makes a share and says how many entries it matches. They are signed before others from now on.
-func (c *cache) subscribe(selectors []attest.Selector, s *Subscription) (*share, int) {
+// subscribe makes a share and says how many entries it matches that have not expired. They are signed before others from now on.
+func (c *cache) subscribe(selectors []attest.Selector, s *Subscription, now time.Time) (sh *share, matches int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	sh := &share{subscription: s, selectors: selectors}
+	sh = &share{subscription: s, selectors: selectors}
 	for _, r := range c.index.match(selectors) {
 		c.watch(sh, r)
+		if !r.entry.Expired(now) {
+			matches++
+		}
 	}
 	c.shares[sh] = struct{}{}
-	return sh, len(sh.matched)
+	return sh, matches
 }
 
 // resubscribe takes other selectors for a share that is still there.
@@ -268,7 +271,7 @@ func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, er
 		return nil, err
 	}
 	s, _ := NewSubscription(nil)
-	sh, matches := a.cache.subscribe(found.selectors, s)
+	sh, matches := a.cache.subscribe(found.selectors, s, a.now())
 	s.release = func() { a.cache.unsubscribe(sh) }
 	s.view = func() (View, error) {
 		if err := p.Verify(); err != nil {

@@ -16,6 +16,7 @@ import (
 const (
 	mostMisses     = 256 // processes remembered
 	mostMissesUser = 32  // of one uid
+	mostSelectors  = 256 // of one that is remembered; a user may be able to be in thousands of groups
 	mostLines      = 60  // a minute in the log
 	mostLinesUser  = 10  // a minute of one uid
 )
@@ -47,6 +48,13 @@ type program struct {
 func (m *misses) add(s Sighting) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(s.Selectors) <= mostSelectors {
+		m.remember(s)
+	}
+	return m.say(program{s.Process.UID, s.Process.Path}, s.At)
+}
+
+func (m *misses) remember(s Sighting) {
 	m.last = slices.DeleteFunc(m.last, func(o Sighting) bool { return o.Process == s.Process })
 	mine := func(o Sighting) bool { return o.Process.UID == s.Process.UID }
 	count := 0
@@ -63,7 +71,6 @@ func (m *misses) add(s Sighting) bool {
 		m.last = slices.Delete(m.last, 0, 1)
 	}
 	m.last = append(m.last, s)
-	return m.say(program{s.Process.UID, s.Process.Path}, s.At)
 }
 
 // say is for one minute after the other: one line for a program, some for a user, more for all.
@@ -98,7 +105,9 @@ func (a *Agent) sayUnmatched(ctx context.Context, s Sighting) {
 	}
 	p := s.Process
 	facts := []any{"code", string(fault.NoIdentity), "peer_pid", p.PID, "peer_uid", p.UID, "peer_path", p.Path, "selectors", brief(texts(s.Selectors))}
-	if near := a.cache.nearest(s.Selectors, 1); len(near) > 0 {
+	if over := a.cache.explain(s.Selectors, Status{}, s.At); len(over) > 0 {
+		facts = append(facts, "entry", over[0].Entry, "spiffe_id", over[0].SPIFFEID, "missing", over[0].Reason)
+	} else if near := a.cache.nearest(s.Selectors, 1); len(near) > 0 {
 		var missing []string
 		for _, m := range near[0].Missing {
 			missing = append(missing, m.Want.String()+has(texts(m.Instead)))

@@ -85,6 +85,8 @@ func TestExplanationReads(t *testing.T) {
 		{"pending", match(agent.Pending, ""), "identities\n  spiffe://a/web   (entry web, revision 3)   pending: it says so\n"},
 		{"ended", func(e *explained) { match(agent.Ended, "")(e); e.Matches[0].NotAfter = now.Add(-time.Hour) },
 			"identities\n  spiffe://a/web   (entry web, revision 3)   ended 1h0m0s ago: it says so\n"},
+		{"expired", match(agent.Expired, fault.NoIdentity), "identities\n  spiffe://a/web   (entry web, revision 3)   expired: it says so\n" +
+			"no identity (P2004): every entry that matches has expired\n  fix:  apply it with a later `expires`, or without\n  more: writ explain error P2004\n"},
 		{"an agent that starts", func(e *explained) { e.Code, e.Degraded = fault.AgentStarting, "banned" },
 			"no identity (P2005): the agent does not know its entries yet\n  fix:  see what /healthz of the agent waits for; connected to a server: false; banned\n  more: writ explain error P2005\n"},
 		{"a node without entries", func(e *explained) { e.Code, e.Revision, e.Node = fault.NoIdentity, 9, []string{"join_token:name:x"} },

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,9 @@ func newExplainCommand() *cobra.Command {
 	return group("explain", "Say why: a process's identity, an error code", newExplainWorkloadCommand(), newExplainErrorCommand())
 }
 
+// explainTimeout is longer than an agent takes to look at an executable.
+const explainTimeout = 20 * time.Second
+
 // processFlags name a process of this node and whom to ask about it.
 type processFlags struct {
 	pid    int32
@@ -38,7 +42,9 @@ func (f *processFlags) ask(cmd *cobra.Command, path string, values url.Values, i
 	}
 	values.Set("pid", strconv.FormatInt(int64(f.pid), 10))
 	values.Set("space", pidSpace())
-	answer, err := getAgent(cmd.Context(), agentAdmin(f.socket), path, values)
+	ctx, cancel := context.WithTimeout(cmd.Context(), explainTimeout)
+	defer cancel()
+	answer, err := getAgent(ctx, agentAdmin(f.socket), path, values)
 	if err != nil {
 		return err
 	}
@@ -118,6 +124,11 @@ func printExplanation(w io.Writer, e explained, now time.Time) {
 }
 
 func printNearest(out lines, e explained) {
+	if len(e.Matches) > 0 {
+		out.add("no identity (%s): every entry that matches has expired", fault.NoIdentity)
+		out.add("  fix:  apply it with a later `expires`, or without")
+		return
+	}
 	out.add("no identity (%s): no entry of this node matches (%d at revision %d)", fault.NoIdentity, e.Entries, e.Revision)
 	for _, near := range e.Nearest {
 		out.add("nearest entry: %s   (entry %s, revision %d)", near.SPIFFEID, near.Entry, near.Revision)
