@@ -24,32 +24,39 @@ type Missing struct {
 // missing, then most selectors there, then by name. It answers "why not", as Match answers "which".
 func Nearest(entries []Entry, workload []attest.Selector, n int) []Near {
 	has := setOf(workload)
-	type distance struct {
-		entry         Entry
-		missing, held int
-	}
-	var all []distance
-	for _, e := range entries {
-		d := distance{entry: e}
-		for _, s := range e.Match {
+	var best []distance
+	for i := range entries {
+		d := distance{entry: &entries[i]}
+		for _, s := range d.entry.Match {
 			if _, there := has[s]; there {
 				d.held++
 			} else {
 				d.missing++
 			}
 		}
-		if d.missing > 0 {
-			all = append(all, d)
+		if d.missing == 0 {
+			continue
+		}
+		if at, _ := slices.BinarySearchFunc(best, d, distance.compare); at < n {
+			best = slices.Insert(best, at, d)
+			best = best[:min(n, len(best))]
 		}
 	}
-	slices.SortFunc(all, func(a, b distance) int {
-		return cmp.Or(cmp.Compare(a.missing, b.missing), cmp.Compare(b.held, a.held), cmp.Compare(a.entry.Name, b.entry.Name))
-	})
 	var near []Near
-	for _, d := range all[:min(n, len(all))] {
-		near = append(near, nearOf(d.entry, has, workload))
+	for _, d := range best {
+		near = append(near, nearOf(*d.entry, has, workload))
 	}
 	return near
+}
+
+// distance is how far a workload is from an entry.
+type distance struct {
+	entry         *Entry
+	missing, held int
+}
+
+func (d distance) compare(e distance) int {
+	return cmp.Or(cmp.Compare(d.missing, e.missing), cmp.Compare(e.held, d.held), cmp.Compare(d.entry.Name, e.entry.Name))
 }
 
 func nearOf(e Entry, has set, workload []attest.Selector) Near {
