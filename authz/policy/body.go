@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"strconv"
@@ -101,6 +102,8 @@ func (g *glance) truncated(size int) (bool, error) {
 
 // errBodySize is a body over what its set takes.
 var errBodySize = errors.New("the body is too large")
+
+var errBodyValues = fmt.Errorf("%w: it has more than %d values", errBodySize, maxBodyValues)
 
 // unpack undoes the content encoding that every server knows, up to a size of most bytes. A policy must not take for no body what the upstream can read.
 func unpack(encoding string, raw []byte, most int) ([]byte, error) {

@@ -17,6 +17,9 @@ const (
 	maxText       = 1 << 20   // of policy.yaml, and of one file of cases
 	maxDescriptor = 16 << 20  // of one FileDescriptorSet
 	maxValues     = 2_000_000 // JSON values in all data files
+
+	maxBodyValues = 200_000   // values in a body: each takes some hundred bytes, for as little as two of the body's
+	maxTarget     = 256 << 10 // bytes of path and query: proxies take far less
 )
 
 // beyond says that a set has more than it may; it stays beyond however often it is read.

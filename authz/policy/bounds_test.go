@@ -139,3 +139,50 @@ func TestTheLargestSetLoads(t *testing.T) {
 	load(t, map[string]string{"a.rego": allowAll, "data.json": text})
 	load(t, map[string]string{"a.rego": allowAll, "data.json": `{"a": [` + strings.Repeat("1,", 1_999_990) + `1]}`})
 }
+
+// TestBodiesOfManyValuesAreRefused: each value takes some hundred bytes, however short it is in the body.
+func TestBodiesOfManyValuesAreRefused(t *testing.T) {
+	set := load(t, map[string]string{"a.rego": "package envoy.authz\ndefault allow := true\nallow := false if input.parsed_body == \"none\"\n"})
+	list := func(n int) string { return "[" + strings.Repeat("1,", n-1) + "1]" }
+	part := func(body string) string {
+		return "--b\r\nContent-Disposition: form-data; name=\"a\"\r\nContent-Type: application/json\r\n\r\n" + body + "\r\n"
+	}
+	rows := map[string]struct {
+		contentType, body string
+		want              authz.Cause
+	}{
+		"a list of 199,998":           {"application/json", list(199_998), authz.ByPolicy},
+		"a list of 200,001":           {"application/json", list(200_001), authz.TooLarge},
+		"lists in lists":              {"application/json", "[" + strings.Repeat("[[]],", 100_000) + "1]", authz.TooLarge},
+		"commas in a text":            {"application/json", `"` + strings.Repeat(",", 1<<20) + `"`, authz.ByPolicy},
+		"a form of 10,001 values":     {"application/x-www-form-urlencoded", strings.Repeat("a&", 10_000) + "a", authz.BadBody}, // net/url's own bound
+		"a form of 9,999 values":      {"application/x-www-form-urlencoded", strings.Repeat("a&", 9_998) + "a", authz.ByPolicy},
+		"two parts of 150,000 values": {"multipart/form-data; boundary=b", part(list(150_000)) + part(list(150_000)) + "--b--\r\n", authz.TooLarge},
+		"two parts of 90,000 values":  {"multipart/form-data; boundary=b", part(list(90_000)) + part(list(90_000)) + "--b--\r\n", authz.ByPolicy},
+	}
+	for name, row := range rows {
+		t.Run(name, func(t *testing.T) {
+			d := set.Decide(t.Context(), request(t, map[string]any{"attributes": map[string]any{"request": map[string]any{"http": map[string]any{"method": "POST", "path": "/",
+				"headers": map[string]any{"content-type": row.contentType}, "body": row.body}}}}))
+			if d.Cause != row.want || (d.Outcome == authz.Refused) != (row.want != authz.ByPolicy) {
+				t.Errorf("%s by %s: %s", d.Outcome, d.Cause, d.Reason)
+			}
+		})
+	}
+	t.Run("a path over 256 KiB", func(t *testing.T) {
+		if d := set.Decide(t.Context(), request(t, get("/"+strings.Repeat("a/", 128<<10), ""))); d.Outcome != authz.Refused || d.Cause != authz.TooLarge {
+			t.Errorf("%s by %s: %s", d.Outcome, d.Cause, d.Reason)
+		}
+	})
+}
+
+// TestTestsMayNotTakeAllMemory: a set whose tests fill the heap does not go live, and soon is no more.
+func TestTestsMayNotTakeAllMemory(t *testing.T) {
+	files := map[string]string{"a.rego": allowAll, "policy.yaml": "limits: {memory_megabytes: 16}\n",
+		"a_test.rego": "package a\ntest_a if count({sprintf(\"%0100d\", [a * b]) | some a in numbers.range(1, 100000); some b in numbers.range(1, 100000)}) > 0\n"}
+	start := time.Now()
+	_, err := policy.LoadFS(t.Context(), mapFS(files), policy.Config{})
+	if err == nil || !strings.Contains(err.Error(), "the tests: it takes more memory") {
+		t.Errorf("after %v: %v", time.Since(start), err)
+	}
+}

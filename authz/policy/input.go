@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -45,6 +46,9 @@ func (r *reader) attributes(request []byte) (ast.Value, error) {
 
 // input adds what is derived. An error says why the request is refused, the cause what kind of reason that is.
 func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause, error) {
+	if len(g.Path) > maxTarget {
+		return nil, authz.TooLarge, fmt.Errorf("the path has %d bytes, more than %d", len(g.Path), maxTarget)
+	}
 	target, err := authz.ParseTarget(g.Path, r.lenient)
 	if err != nil {
 		return nil, authz.BadTarget, err

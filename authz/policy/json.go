@@ -25,6 +25,9 @@ var (
 // jsonValue takes one document and nothing after it. A key that stands twice in an object is refused: some readers take the first,
 // some the last (RFC 8259 section 4), and so are bytes that are not UTF-8, which readers replace in ways of their own.
 func jsonValue(raw []byte) (ast.Value, error) {
+	if len(raw) > maxBodyValues && countJSON(raw) > maxBodyValues {
+		return nil, errBodyValues
+	}
 	if !utf8.Valid(raw) {
 		return nil, errNoJSON
 	}

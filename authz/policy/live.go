@@ -23,6 +23,8 @@ const (
 	settleTries = 5
 	// A file may change twice within the clock tick of its file system: what is younger than this is read again.
 	young = 2 * time.Second
+	// A set whose tests found no time or no memory is tried again after this long.
+	retryAfter = 30 * time.Second
 )
 
 // LiveConfig says which folder is followed.
@@ -49,7 +51,8 @@ type Live struct {
 
 	// Of the goroutine that looks.
 	last  sighting
-	tried string // the digest that was last tried, or the error that kept it from being read
+	tried string    // the digest that was last tried, or the error that kept it from being read
+	again time.Time // when that may be tried once more; zero: it will not be better
 }
 
 // NewLive reads the folder once. A set that is broken is no error: Live denies, LastError says why, and Watch goes on looking.
@@ -108,7 +111,8 @@ func (l *Live) Watch(ctx context.Context) error {
 // look loads what changed.
 func (l *Live) look(ctx context.Context) {
 	now, err := sight(l.config.Files)
-	if err == nil && l.last != nil && now.equal(l.last) && time.Since(now.newest()) > young {
+	due := !l.again.IsZero() && time.Now().After(l.again)
+	if err == nil && l.last != nil && now.equal(l.last) && time.Since(now.newest()) > young && !due {
 		return
 	}
 	if !now.equal(l.last) {
@@ -124,10 +128,14 @@ func (l *Live) look(ctx context.Context) {
 		return
 	}
 	l.last = s.sighting
-	if s.digest == l.tried {
+	if s.digest == l.tried && !due {
 		return
 	}
+	l.again = time.Time{}
 	set, err := load(ctx, s, l.identities)
+	if errors.Is(err, errMemory) || errors.Is(err, errTime) || errors.Is(err, context.DeadlineExceeded) {
+		l.again = time.Now().Add(retryAfter) // others may have had the machine
+	}
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:

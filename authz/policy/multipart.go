@@ -28,6 +28,7 @@ func multipartValue(contentType string, raw []byte) (ast.Value, error) {
 		return ast.Null{}, nil
 	}
 	values := map[string][]*ast.Term{}
+	left := maxBodyValues
 	r := multipart.NewReader(bytes.NewReader(raw), boundary)
 	for n := 0; ; n++ {
 		part, err := r.NextPart()
@@ -43,7 +44,7 @@ func multipartValue(contentType string, raw []byte) (ast.Value, error) {
 		if name == "" {
 			continue
 		}
-		value, err := partValue(part)
+		value, err := partValue(part, &left)
 		if err != nil {
 			return nil, err
 		}
@@ -51,12 +52,16 @@ func multipartValue(contentType string, raw []byte) (ast.Value, error) {
 	}
 }
 
-func partValue(part *multipart.Part) (ast.Value, error) {
+// partValue takes the values of a JSON part off what is left for all of them.
+func partValue(part *multipart.Part, left *int) (ast.Value, error) {
 	text, err := io.ReadAll(part)
 	if err != nil {
 		return nil, errNoMultipart
 	}
 	if kindOf(part.Header.Get("Content-Type")) == jsonBody {
+		if *left -= countJSON(text); *left < 0 {
+			return nil, errBodyValues
+		}
 		return jsonValue(text)
 	}
 	return ast.String(text), nil

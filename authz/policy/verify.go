@@ -15,6 +15,9 @@ import (
 	"github.com/writ-dev/writ/internal/strictyaml"
 )
 
+// testsPerDecision is by how many decisions' memory the heap may grow while a set's tests run.
+const testsPerDecision = 4
+
 // verifyFor bounds all tests and cases of a set: a set whose tests do not end does not go live.
 const verifyFor = 30 * time.Second
 
@@ -31,8 +34,15 @@ func test(ctx context.Context, s *snapshot, m manifest, p *program) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch := watchHeap(testsPerDecision*p.memory, cancel)
+	defer watch.stop()
 	runner := tester.NewRunner().SetCompiler(c).SetStore(p.store).SetModules(modules).SetTimeout(verifyFor)
 	results, err := runner.RunTests(ctx, p.txn)
+	if err != nil && watch.stop() {
+		return fmt.Errorf("the tests: %w", errMemory)
+	}
 	if err != nil {
 		return readable(err)
 	}
@@ -42,8 +52,11 @@ func test(ctx context.Context, s *snapshot, m manifest, p *program) error {
 			all = append(all, fmt.Errorf("%s:%d: %s %s", r.Location.File, r.Location.Row, r.Name, why))
 		}
 	}
-	if ctx.Err() != nil {
-		return errors.New("the tests did not end in time")
+	switch {
+	case watch.stop():
+		return fmt.Errorf("the tests: %w", errMemory)
+	case ctx.Err() != nil:
+		return fmt.Errorf("the tests: %w", errTime)
 	}
 	slices.SortFunc(all, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(all...)
@@ -154,6 +167,9 @@ func compare(got, want ast.Value) error {
 		return nil
 	})
 }
+
+// errTime says that a set's tests did not end.
+var errTime = fmt.Errorf("they do not end within %s", verifyFor)
 
 // errMemory says that an evaluation was ended by its watch.
 var errMemory = errors.New("it takes more memory than policy.yaml's limits.memory_megabytes")
