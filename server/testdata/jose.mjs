@@ -1,6 +1,9 @@
 // Verifies a token as JavaScript services do: discovery, keys and signature over HTTPS. Prints the claims, or why not.
 // node jose.mjs ISSUER AUDIENCE, with JOSE naming the library and the token on standard input.
 import { readFileSync } from 'node:fs';
+import { webcrypto } from 'node:crypto';
+
+globalThis.crypto ??= webcrypto; // Node 18
 
 const { createRemoteJWKSet, jwtVerify } = await import(process.env.JOSE);
 const [issuer, audience] = process.argv.slice(2);
