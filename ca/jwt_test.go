@@ -452,6 +452,74 @@ func TestJWTRevokedKey(t *testing.T) {
 	})
 }
 
+// What somebody revokes before it signs never does.
+func TestJWTRevokedWhilePrepared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := jwtConfig()
+		a := running(t, c)
+		for a.Waiting() == "" {
+			time.Sleep(time.Minute)
+		}
+		next := a.Waiting()
+		l := c.Ledger.(*ledger)
+		l.mu.Lock()
+		r := l.records[next]
+		r.State = ca.StateRevoked
+		l.records[r.ID] = r
+		l.mu.Unlock()
+		must(0, a.Reload(t.Context()))(t)
+		first := token(t, a).KeyID
+		a.Acknowledge(next)
+		time.Sleep(5 * time.Minute)
+		other := a.Waiting()
+		if got := token(t, a).KeyID; got != first || other == "" || other == next || recorded(c, next).State != ca.StateRevoked {
+			t.Errorf("key %s signs, key %q waits; the revoked one is %s", got, other, recorded(c, next).State)
+		}
+		time.Sleep(12 * time.Minute)
+		if got := token(t, a).KeyID; got != other {
+			t.Errorf("key %s signs, want %s", got, other)
+		}
+	})
+}
+
+// What a key signed before a restart is not known after it, so the key stays as long as any of that may live.
+func TestJWTOldKeyStaysForTokensFromBeforeARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := jwtConfig()
+		a := startJWT(t, c)
+		stop := run(t, a)
+		for a.Waiting() == "" {
+			time.Sleep(time.Minute)
+		}
+		r := jwtRequest()
+		r.TTL = 8 * time.Hour
+		long := must(a.Issue(must(a.Draft(r))(t)))(t)
+		stop()
+		b := running(t, c)
+		b.Acknowledge(b.Waiting())
+		time.Sleep(7 * time.Hour)
+		must(verify(b, long))(t)
+	})
+}
+
+func TestJWTKeyThatEndedWhileNothingRan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := jwtConfig()
+		a := startJWT(t, c)
+		first := token(t, a).KeyID
+		time.Sleep(25 * time.Hour)
+		b := running(t, c)
+		if b.Waiting() == "" || b.Waiting() == first || slices.Contains(kids(b), first) {
+			t.Errorf("key %q waits, of %v", b.Waiting(), kids(b))
+		}
+		b.Acknowledge(b.Waiting())
+		synctest.Wait()
+		if got := token(t, b).KeyID; got == first {
+			t.Error("it signs again")
+		}
+	})
+}
+
 // JWT-33: authorities of certificates and of tokens share a ledger and nothing else.
 func TestJWTKeysAreNoCertificatesKeys(t *testing.T) {
 	c := config()

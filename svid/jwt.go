@@ -131,7 +131,7 @@ func (j *JWT) checkSignature(bundle JWTBundle) error {
 	if err != nil {
 		return errors.New("its signature cannot be read")
 	}
-	payload, err := signed.Verify(key.Public)
+	payload, err := signed.Verify(key.Public) // another than ours where the header has b64, RFC 7797
 	if err != nil || !bytes.Equal(payload, j.payload) {
 		return errors.New("its signature does not verify")
 	}
@@ -183,17 +183,15 @@ func (j *JWT) readHeader(text []byte) error {
 	if !slices.Contains(algorithmsTaken, j.Algorithm) { // section 4: before anything else
 		return fmt.Errorf("its algorithm %s is not one that JWT-SVIDs have", quote(fmt.Sprint(header["alg"])))
 	}
-	for _, name := range []string{"crit", "b64"} { // RFC 7515 section 4.1.11, RFC 7797: we know no extension
-		if _, there := header[name]; there {
-			return fmt.Errorf("its header has %s", name)
-		}
+	if _, there := header["crit"]; there { // RFC 7515 section 4.1.11: we know no extension
+		return errors.New("its header has crit")
 	}
 	if typ, there := header["typ"]; there && typ != "JWT" && typ != "JOSE" { // section 2.3
 		return errors.New("its type is neither JWT nor JOSE")
 	}
 	if kid, there := header["kid"]; there {
 		var text bool
-		if j.KeyID, text = kid.(string); !text || j.KeyID == "" {
+		if j.KeyID, text = kid.(string); !text {
 			return errors.New("its key id is not a text")
 		}
 	}

@@ -78,14 +78,14 @@ func readJWK(raw []byte, uses []string) (JWTKey, bool) {
 		Use *string `json:"use"`
 	}
 	var jwk jose.JSONWebKey
-	if json.Unmarshal(raw, &named) != nil || jwk.UnmarshalJSON(raw) != nil || !jwk.IsPublic() || jwk.KeyID == "" {
+	if json.Unmarshal(raw, &named) != nil || jwk.UnmarshalJSON(raw) != nil || jwk.KeyID == "" {
 		return JWTKey{}, false
 	}
 	if !slices.Contains(uses, jwk.Use) || named.Use != nil && *named.Use == "" { // case counts
 		return JWTKey{}, false
 	}
 	key := JWTKey{ID: jwk.KeyID, Public: jwk.Key, Algorithm: jwk.Algorithm}
-	return key, len(key.algorithms()) > 0
+	return key, len(key.algorithms()) > 0 // a private key has none
 }
 
 // algorithms are those that a key verifies, RFC 7518 section 3.1: the curve says which, and the key's own `alg` where it has one.
