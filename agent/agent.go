@@ -55,6 +55,7 @@ type Agent struct {
 
 	kick     chan struct{} // capacity 1: the node shall prove itself now
 	work     chan struct{} // capacity 1: there may be something to sign
+	askJWTs  chan struct{} // capacity 1: there may be a JWT-SVID to ask for
 	synced   chan struct{} // closed by syncOnce
 	syncOnce sync.Once
 
@@ -79,7 +80,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{config: c, log: c.Log, now: c.Now, node: node, cache: newCache(node.Domain()), callers: newCallers(), kick: make(chan struct{}, 1),
-		work: make(chan struct{}, 1), synced: make(chan struct{}), stopped: make(chan struct{})}
+		work: make(chan struct{}, 1), askJWTs: make(chan struct{}, 1), synced: make(chan struct{}), stopped: make(chan struct{})}
 	a.tally = newTally(a)
 	return a, a.tally.register(c.Registerer)
 }
@@ -97,7 +98,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for _, work := range []func(context.Context){a.keepProven, a.follow, a.keepSigned} {
+	for _, work := range []func(context.Context){a.keepProven, a.follow, a.keepSigned, a.keepJWTs} {
 		a.goWhileRunning(func() { work(ctx) })
 	}
 	<-ctx.Done()
@@ -122,14 +123,22 @@ func (a *Agent) goWhileRunning(work func()) bool {
 }
 
 // poke lets the signer look.
-func (a *Agent) poke() {
+func (a *Agent) poke() { wake(a.work) }
+
+// wake tells a loop that there may be something to do.
+func wake(loop chan<- struct{}) {
 	select {
-	case a.work <- struct{}{}:
+	case loop <- struct{}{}:
 	default:
 	}
 }
 
+// setTrouble notes why the server turned this node away. A node that is banned or locked hands out no further JWT-SVID: nobody can
+// take one back.
 func (a *Agent) setTrouble(err error) {
+	if member.HasCode(err, fault.NodeBanned) || member.HasCode(err, fault.NodeLocked) {
+		a.cache.dropAllJWTs()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.trouble = err

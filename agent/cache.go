@@ -39,6 +39,7 @@ type cache struct {
 	wanted   map[*record]struct{} // gets signed: watched or ahead
 	expiring map[*record]struct{} // whose entry will expire
 	held     int                  // records with an identity
+	jwts     shelves
 }
 
 // record is an entry and what was signed for it.
@@ -52,6 +53,8 @@ type record struct {
 	retryAt  time.Time // after a refusal
 	refusals int
 	refusal  error // of the last try, nil after one that gave an SVID
+
+	jwts map[uint32]*shelf // by the uid of who asked
 }
 
 // trusted is a bundle with its certificates read.
@@ -63,7 +66,7 @@ type trusted struct {
 func newCache(domain spiffeid.TrustDomain) *cache {
 	return &cache{domain: domain, records: map[string]*record{}, index: newIndex(), bundles: map[spiffeid.TrustDomain]*trusted{},
 		facts: map[spiffeid.ID]registration.Facts{}, shares: map[*share]struct{}{}, wanted: map[*record]struct{}{},
-		expiring: map[*record]struct{}{}}
+		expiring: map[*record]struct{}{}, jwts: newShelves()}
 }
 
 // index finds the entries that a workload may match without looking at the others: each stands under that one of its selectors
@@ -174,10 +177,12 @@ func (u *update) read(change *nodev1.Change) error {
 		u.removed = append(u.removed, kind.EntryRemoved)
 	case *nodev1.Change_Bundle:
 		b, err := readBundle(kind.Bundle)
+		if b != nil {
+			u.bundles[b.bundle.TrustDomain] = b
+		}
 		if err != nil {
 			return fmt.Errorf("bundle of %q: %w", kind.Bundle.GetTrustDomain(), err)
 		}
-		u.bundles[b.bundle.TrustDomain] = b
 	case *nodev1.Change_BundleRemoved:
 		domain, err := svid.ParseTrustDomain(kind.BundleRemoved)
 		if err != nil {
@@ -202,14 +207,19 @@ func (u *update) read(change *nodev1.Change) error {
 	return nil // what a later server may add is not for us; policies and revocations have no reader yet
 }
 
+// readBundle gives a bundle also where its JWT keys cannot be read, then without any: X.509-SVIDs do not suffer for them.
 func readBundle(w *nodev1.Bundle) (*trusted, error) {
 	anchors, err := member.ParseBundle(w)
 	if err != nil {
 		return nil, err
 	}
+	jwt := svid.JWTBundle{TrustDomain: anchors.TrustDomain}
+	if len(w.GetJwtAuthorities()) > 0 {
+		jwt, err = svid.ParseJWKS(anchors.TrustDomain, w.GetJwtAuthorities())
+	}
 	return &trusted{anchors: anchors, bundle: Bundle{TrustDomain: anchors.TrustDomain, Roots: w.GetX509Authorities(),
-		Issuing: w.GetIssuingCertificates(), JWT: w.GetJwtAuthorities(), Sequence: w.GetSequence(),
-		RefreshHint: time.Duration(w.GetRefreshHintSeconds()) * time.Second}}, nil
+		Issuing: w.GetIssuingCertificates(), JWT: jwt, Sequence: w.GetSequence(),
+		RefreshHint: time.Duration(w.GetRefreshHintSeconds()) * time.Second}}, err
 }
 
 func readFacts(w *nodev1.Identity) (registration.Facts, error) {
@@ -238,6 +248,7 @@ func (c *cache) apply(u update, now time.Time) error {
 	c.fill()
 	if c.setBundles(u) {
 		touched = c.shares
+		c.dropUnverifiableJWTs()
 	}
 	c.forgetFacts(named)
 	for _, id := range u.unsaid {
@@ -319,6 +330,7 @@ func (c *cache) removeEntry(name string, touched map[*share]struct{}) {
 		touched[s] = struct{}{}
 	}
 	c.index.remove(r)
+	c.dropJWTsOf(r)
 	delete(c.records, name)
 	delete(c.wanted, r)
 	delete(c.expiring, r)
@@ -350,6 +362,12 @@ func (c *cache) setEntry(e registration.Entry, touched map[*share]struct{}) {
 
 func (c *cache) adjust(r *record, e registration.Entry) {
 	r.retryAt, r.refusals, r.refusal = time.Time{}, 0, nil
+	switch {
+	case r.entry.ID != e.ID:
+		c.dropJWTsOf(r)
+	case r.entry.JWTTTL != e.JWTTTL:
+		c.renewJWTsOf(r)
+	}
 	switch {
 	case r.identity == nil:
 		return
@@ -402,7 +420,7 @@ func (c *cache) setBundles(u update) (changed bool) {
 
 func sameBundle(a, b Bundle) bool {
 	return slices.EqualFunc(a.Roots, b.Roots, bytes.Equal) && slices.EqualFunc(a.Issuing, b.Issuing, bytes.Equal) &&
-		bytes.Equal(a.JWT, b.JWT) && a.RefreshHint == b.RefreshHint
+		bytes.Equal(a.JWT.JWKS(), b.JWT.JWKS()) && a.RefreshHint == b.RefreshHint
 }
 
 // fill wants further entries up to the bound, so that a workload that comes later finds its SVID signed.

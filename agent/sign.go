@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/writ-dev/writ/agent/member"
-	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 )
 
@@ -152,7 +151,7 @@ func (c *cache) install(jobs []job, now time.Time) {
 // refusalWait is short where the next try may find the server caught up, and grows to a minute.
 func refusalWait(refusals int, err error) time.Duration {
 	first := time.Second
-	if kind := fault.KindOf(err); kind == fault.Stale || kind == fault.Unavailable || kind == fault.Throttled {
+	if passing(err) {
 		first = 50 * time.Millisecond
 	}
 	wait := min(first<<min(refusals-1, 12), time.Minute)

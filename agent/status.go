@@ -19,13 +19,14 @@ type Status struct {
 	Synced        bool      `json:"synced"`
 	Revision      uint64    `json:"revision"`
 	Entries       int       `json:"entries"`
-	SVIDs         int       `json:"svids"`   // held
-	Pending       int       `json:"pending"` // wanted and not held
-	Ended         int       `json:"ended"`   // in use by workloads and past their end
+	SVIDs         int       `json:"svids"`     // held
+	JWTs          int       `json:"jwt_svids"` // held
+	Pending       int       `json:"pending"`   // wanted and not held
+	Ended         int       `json:"ended"`     // in use by workloads and past their end
 	Subscriptions int       `json:"subscriptions"`
 	NotAfter      time.Time `json:"agent_svid_not_after"`
-	// SafeUntil is the outage budget: until then every workload that is served now (every entry, where none is) holds a valid SVID
-	// even if no server answers any more.
+	// SafeUntil is the outage budget: until then every workload that is served now (every entry, where none is) holds a valid
+	// X.509-SVID even if no server answers any more. JWT-SVIDs live for minutes only.
 	SafeUntil time.Time `json:"safe_without_server_until"`
 	Degraded  string    `json:"degraded,omitempty"` // why, in a sentence
 }
@@ -51,6 +52,11 @@ func (c *cache) count(s *Status, now time.Time) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	s.Synced, s.Revision, s.Entries, s.SVIDs, s.Subscriptions = c.known, c.revision.Number, len(c.records), c.held, len(c.shares)
+	for t := range c.jwts.all {
+		if t.held(now) {
+			s.JWTs++
+		}
+	}
 	var served, all time.Time
 	for r := range c.wanted {
 		switch {
@@ -87,6 +93,8 @@ type tally struct {
 	agent      *Agent
 	proofs     *prometheus.CounterVec
 	signed     *prometheus.CounterVec
+	jwtSigned  *prometheus.CounterVec
+	jwtFetches *prometheus.CounterVec
 	breaks     prometheus.Counter
 	mismatches prometheus.Counter
 	gauges     []gauge
@@ -109,7 +117,9 @@ func newTally(a *Agent) *tally {
 	}
 	return &tally{agent: a,
 		proofs:     outcomes("proofs_total", "Attestations and renewals of this node."),
-		signed:     outcomes("signed_total", "SVIDs asked for, by what came of it."),
+		signed:     outcomes("signed_total", "X.509-SVIDs asked for, by what came of it."),
+		jwtSigned:  outcomes("jwt_signed_total", "JWT-SVIDs asked for of the server, by what came of it."),
+		jwtFetches: outcomes("jwt_fetches_total", "JWT-SVIDs fetched by workloads, by what came of it: held already, signed while they waited, or a failure."),
 		breaks:     counter("sync_breaks_total", "Ends of the Sync stream that were not a renewal."),
 		mismatches: counter("sync_digest_mismatches_total", "Updates after which the entries held were not the server's."),
 		gauges: []gauge{
@@ -118,10 +128,11 @@ func newTally(a *Agent) *tally {
 			read("revision", "Revision of the registry that is held.", func(s Status) float64 { return float64(s.Revision) }),
 			read("entries", "Entries held.", func(s Status) float64 { return float64(s.Entries) }),
 			read("svids", "X.509-SVIDs held.", func(s Status) float64 { return float64(s.SVIDs) }),
+			read("jwt_svids", "JWT-SVIDs held.", func(s Status) float64 { return float64(s.JWTs) }),
 			read("svids_pending", "X.509-SVIDs wanted and not held.", func(s Status) float64 { return float64(s.Pending) }),
 			read("subscriptions", "Streams of workloads.", func(s Status) float64 { return float64(s.Subscriptions) }),
 			read("svid_not_after_seconds", "End of the agent SVID, Unix time.", func(s Status) float64 { return unix(s.NotAfter) }),
-			read("safe_until_seconds", "Until when workloads hold valid SVIDs without a server, Unix time.", func(s Status) float64 { return unix(s.SafeUntil) }),
+			read("safe_until_seconds", "Until when workloads hold valid X.509-SVIDs without a server, Unix time.", func(s Status) float64 { return unix(s.SafeUntil) }),
 		}}
 }
 
@@ -143,7 +154,7 @@ func (t *tally) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
-	for _, c := range []prometheus.Collector{t.proofs, t.signed, t.breaks, t.mismatches, t} {
+	for _, c := range []prometheus.Collector{t.proofs, t.signed, t.jwtSigned, t.jwtFetches, t.breaks, t.mismatches, t} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}

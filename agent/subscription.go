@@ -13,7 +13,7 @@ import (
 	"github.com/writ-dev/writ/internal/fault"
 )
 
-// knownPatience is how long Subscribe waits for the first sync: a workload that connects while the agent starts gets its answer as
+// knownPatience is how long a call waits for the first sync: a workload that connects while the agent starts gets its answer as
 // soon as there is one, and is not sent into its own back-off.
 const knownPatience = 2 * time.Second
 
@@ -187,11 +187,11 @@ func (s *share) drop(r *record) {
 	s.matched = slices.DeleteFunc(s.matched, func(m *record) bool { return m == r })
 }
 
-// holding puts together what a share holds now.
-func (c *cache) holding(s *share, now time.Time) *holding {
+// holding puts together what whoever matches these entries holds now.
+func (c *cache) holding(matched []*record, now time.Time) *holding {
 	h := &holding{}
 	federated := map[spiffeid.TrustDomain]bool{}
-	for _, r := range s.matched {
+	for _, r := range matched {
 		switch {
 		case r.entry.Expired(now):
 			continue
@@ -225,7 +225,7 @@ func (c *cache) holding(s *share, now time.Time) *holding {
 
 // tell notifies a subscriber if what it holds is not what it looked at last.
 func (c *cache) tell(s *share, now time.Time) {
-	h := c.holding(s, now)
+	h := c.holding(s.matched, now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.seen != nil && s.seen.equal(h) {
@@ -239,10 +239,21 @@ func (c *cache) tell(s *share, now time.Time) {
 func (c *cache) view(s *share, now time.Time) View {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	h := c.holding(s, now)
+	h := c.holding(s.matched, now)
 	s.mu.Lock()
 	s.seen = h
 	s.mu.Unlock()
+	return c.copyOut(h)
+}
+
+// glance is what whoever has these selectors holds now.
+func (c *cache) glance(selectors []attest.Selector, now time.Time) View {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.copyOut(c.holding(c.index.match(selectors), now))
+}
+
+func (c *cache) copyOut(h *holding) View {
 	v := View{Known: c.known, Pending: h.pending}
 	hints := map[string]bool{"": true}
 	for _, identity := range h.identities {
@@ -263,7 +274,7 @@ func (c *cache) view(s *share, now time.Time) View {
 // unknown, and with what the workload attestors found wrong. The subscription ends with ctx, with the process, with the agent,
 // or by Close, whichever is first.
 func (a *Agent) Subscribe(ctx context.Context, p attest.Peer) (*Subscription, error) {
-	if err := a.awaitSync(ctx); err != nil {
+	if err := a.awaitSync(ctx, knownPatience); err != nil {
 		return nil, err
 	}
 	found, err := a.selectorsOf(ctx, p)
@@ -327,8 +338,8 @@ func gone(err error) error {
 }
 
 // awaitSync waits a little while for entries.
-func (a *Agent) awaitSync(ctx context.Context) error {
-	patience := time.NewTimer(knownPatience)
+func (a *Agent) awaitSync(ctx context.Context, most time.Duration) error {
+	patience := time.NewTimer(most)
 	defer patience.Stop()
 	select {
 	case <-a.Synced():

@@ -121,6 +121,7 @@ func (a *Agent) stream(ctx context.Context, server *member.Server, heard *bool) 
 	}
 	a.link.set(server)
 	a.poke()
+	wake(a.askJWTs)
 	var messages []*nodev1.SyncResponse
 	for {
 		m, err := stream.Recv()
@@ -166,6 +167,7 @@ func (a *Agent) applySync(ctx context.Context, messages []*nodev1.SyncResponse) 
 		a.syncOnce.Do(func() { close(a.synced) })
 	}
 	a.poke()
+	wake(a.askJWTs)
 	return nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/svid"
 )
 
 // View is all that one workload may hold at one moment. Its slices are shared between views and never changed; a reader must not
@@ -32,9 +34,9 @@ type Identity struct {
 // Bundle is one trust domain's bundle.
 type Bundle struct {
 	TrustDomain spiffeid.TrustDomain
-	Roots       [][]byte // DER
-	Issuing     [][]byte // DER; own trust domain only: a proxy hands over a bare leaf
-	JWT         []byte   // a JWK set; empty: none
+	Roots       [][]byte       // DER
+	Issuing     [][]byte       // DER; own trust domain only: a proxy hands over a bare leaf
+	JWT         svid.JWTBundle // without keys: no JWT-SVIDs of that trust domain can be verified
 	RefreshHint time.Duration
 	Sequence    uint64
 }

@@ -56,7 +56,10 @@ type Authority struct {
 	facts      map[string]*nodev1.Identity
 	log        []*nodev1.SyncResponse // one per revision
 	moved      chan struct{}
-	TTL        time.Duration // of workload SVIDs
+	TTL        time.Duration  // of workload SVIDs
+	JWTTTL     time.Duration  // of JWT-SVIDs
+	SignedJWTs map[string]int // by entry and audience: "web db,cache"
+	jwtKeys    []jwtKey       // the first signs
 	AgentTTL   time.Duration
 	Signed     map[string]int // by entry
 	Opened     []uint64       // revisions that agents opened Sync with
@@ -65,6 +68,10 @@ type Authority struct {
 	LoseProof  bool                       // commit the next proof and lose the answer
 	Bend       func(*nodev1.SyncResponse) // applied to each delta
 	Refuse     func(entry string) bool    // says whether to refuse to sign for an entry now
+
+	// BeforeJWT is called without the lock before JWT-SVIDs are signed; its error is the answer. BendJWT is applied to each result.
+	BeforeJWT func(context.Context, *nodev1.SignJWTRequest) error
+	BendJWT   func(*nodev1.JWTSigningResult)
 }
 
 // Node is what the authority knows of one node.
@@ -78,7 +85,8 @@ type Node struct {
 func New(t *testing.T, domain string) *Authority {
 	t.Helper()
 	a := &Authority{t: t, domain: domain, Nodes: map[string]*Node{}, entries: map[string]*registrationv1.Entry{}, facts: map[string]*nodev1.Identity{}, moved: make(chan struct{}),
-		TTL: time.Hour, AgentTTL: time.Hour, Signed: map[string]int{}}
+		TTL: time.Hour, AgentTTL: time.Hour, Signed: map[string]int{}, JWTTTL: 5 * time.Minute, SignedJWTs: map[string]int{}}
+	a.jwtKeys = []jwtKey{a.newJWTKey()}
 	rootKey := newKey(t)
 	a.Root = a.certify(nil, rootKey, &rootKey.PublicKey, ca(domain, "root"))
 	a.key = newKey(t)
@@ -312,7 +320,7 @@ func signedBy(pkix []byte, b attest.Binding, signature []byte) bool {
 // Bundle is the change that says the bundle of the authority's own trust domain.
 func (a *Authority) Bundle() *nodev1.Change {
 	return &nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: &nodev1.Bundle{TrustDomain: a.domain, X509Authorities: [][]byte{a.Root.Raw},
-		IssuingCertificates: [][]byte{a.Issuing.Raw}, Sequence: 1}}}
+		IssuingCertificates: [][]byte{a.Issuing.Raw}, JwtAuthorities: a.jwks(), Sequence: 1}}}
 }
 
 func (a *Authority) snapshot() *nodev1.SyncResponse {

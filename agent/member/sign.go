@@ -71,9 +71,8 @@ func (r *Server) Issue(ctx context.Context, wants []Want, anchors svid.Anchors, 
 }
 
 func accept(result *nodev1.SigningResult, want spiffeid.ID, key *ecdsa.PrivateKey, anchors svid.Anchors, now time.Time) (Issued, error) {
-	if code := codes.Code(result.GetStatus()); code != codes.OK {
-		kind := fault.KindOf(fault.FromStatus(status.Error(code, result.GetMessage())))
-		return Issued{}, fault.New(kind, nil, result.GetMessage()).With(fault.Code(result.GetCode()), "")
+	if err := refusal(result); err != nil {
+		return Issued{}, err
 	}
 	chain, err := parseChain(result.GetCertificates())
 	if err != nil {
@@ -91,6 +90,20 @@ func accept(result *nodev1.SigningResult, want spiffeid.ID, key *ecdsa.PrivateKe
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	return Issued{Chain: result.GetCertificates(), Key: der, NotAfter: chain[0].NotAfter}, err
+}
+
+// refusal is why the server did not issue what one request asked for, nil where it did.
+func refusal(result interface {
+	GetStatus() uint32
+	GetCode() string
+	GetMessage() string
+}) error {
+	code := codes.Code(result.GetStatus())
+	if code == codes.OK {
+		return nil
+	}
+	kind := fault.KindOf(fault.FromStatus(status.Error(code, result.GetMessage())))
+	return fault.New(kind, nil, result.GetMessage()).With(fault.Code(result.GetCode()), "")
 }
 
 // ParseBundle reads a bundle's certificates; a bundle has at least one root.

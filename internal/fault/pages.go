@@ -144,6 +144,19 @@ func workloadPages() []Page {
 				"`writ token create --node NAME` makes a token that gives its node the selector join_token:name:NAME; let the node join anew with it",
 				"or say that the entry shall hold on every node: `writ entry suggest --pid PID --any`",
 			}},
+		{NoJWT, "no JWT-SVID for that audience is held, and none could be had",
+			"The process may hold the identity. A JWT-SVID names its audience, so each audience is signed by the server when it is first asked for; what was signed before is served on until it ends.",
+			[]string{
+				"no server answers, and this audience was not asked for before or its JWT-SVID has ended",
+				"the server has no key that may sign yet, moments after its first start, or issues no JWT-SVIDs",
+				"the server turned the node away, see P3003 to P3005",
+				"the process asks for ever new audiences, more than 20 a second",
+			},
+			[]string{
+				"try again: clients do so by themselves",
+				"the error says which of these it is; the agent's /healthz and log say more",
+				"ask for the audience before it is needed: what is asked for again is renewed at half of its life",
+			}},
 	}
 }
 
