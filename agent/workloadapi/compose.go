@@ -49,7 +49,7 @@ func composeSVIDs(v agent.View) (response *workload.X509SVIDResponse, left int, 
 		}
 		response.Svids = append(response.Svids, one)
 	}
-	response.FederatedBundles, left = foreignBundles(v, room)
+	response.FederatedBundles, left = foreignBundles(v, rootsOf, room)
 	return response, left + len(v.Identities) - len(response.Svids), nil
 }
 
@@ -59,34 +59,64 @@ func composeBundles(v agent.View) (response *workload.X509BundlesResponse, left 
 	if err != nil {
 		return nil, 0, err
 	}
-	id := v.Bundles[0].TrustDomain.IDString()
-	bundles, left := foreignBundles(v, mostBytes-len(id)-len(own)-framing)
-	bundles[id] = own
+	bundles, left := allBundles(v, rootsOf, own)
 	return &workload.X509BundlesResponse{Bundles: bundles}, left, nil
+}
+
+// composeJWTBundles is composeBundles with the keys for JWT-SVIDs. Our own are there even if there is none (clients.md rule 20).
+func composeJWTBundles(v agent.View) (response *workload.JWTBundlesResponse, left int, err error) {
+	if len(v.Bundles) == 0 {
+		return nil, 0, errNoBundle()
+	}
+	bundles, left := allBundles(v, keysOf, v.Bundles[0].JWT.JWKS())
+	return &workload.JWTBundlesResponse{Bundles: bundles}, left, nil
+}
+
+// rootsOf is a bundle as X.509-SVIDs need it.
+func rootsOf(b agent.Bundle) []byte { return slices.Concat(b.Roots...) }
+
+// keysOf is a bundle as JWT-SVIDs need it: a plain JWK set, nothing where there is no key.
+func keysOf(b agent.Bundle) []byte {
+	if len(b.JWT.Keys) == 0 {
+		return nil
+	}
+	return b.JWT.JWKS()
 }
 
 // ownBundle is never empty: clients refuse an SVID without one (clients.md rule 6).
 func ownBundle(v agent.View) ([]byte, error) {
 	if len(v.Bundles) == 0 || len(v.Bundles[0].Roots) == 0 {
-		return nil, fault.New(fault.Unavailable, nil, "the agent has no bundle yet").With(fault.AgentStarting, "")
+		return nil, errNoBundle()
 	}
-	return slices.Concat(v.Bundles[0].Roots...), nil
+	return rootsOf(v.Bundles[0]), nil
 }
 
-// foreignBundles gives the bundles of the other trust domains by their IDs, as far as there is room. A domain without a root is left
-// out: one bad element spoils the whole message for some clients (clients.md rule 5).
-func foreignBundles(v agent.View, room int) (bundles map[string][]byte, left int) {
+func errNoBundle() error {
+	return fault.New(fault.Unavailable, nil, "the agent has no bundle yet").With(fault.AgentStarting, "")
+}
+
+// allBundles are our own trust domain's, as given, and the foreign ones.
+func allBundles(v agent.View, encode func(agent.Bundle) []byte, own []byte) (bundles map[string][]byte, left int) {
+	id := v.Bundles[0].TrustDomain.IDString()
+	bundles, left = foreignBundles(v, encode, mostBytes-len(id)-len(own)-framing)
+	bundles[id] = own
+	return bundles, left
+}
+
+// foreignBundles gives the bundles of the other trust domains by their IDs, as far as there is room. A domain whose bundle is empty
+// is left out: one bad element spoils the whole message for some clients (clients.md rule 5).
+func foreignBundles(v agent.View, encode func(agent.Bundle) []byte, room int) (bundles map[string][]byte, left int) {
 	bundles = map[string][]byte{}
 	for _, b := range v.Bundles[1:] {
-		id, roots := b.TrustDomain.IDString(), slices.Concat(b.Roots...)
-		size := len(id) + len(roots) + framing
+		id, encoded := b.TrustDomain.IDString(), encode(b)
+		size := len(id) + len(encoded) + framing
 		switch {
-		case len(roots) == 0:
+		case len(encoded) == 0:
 		case size > room, len(bundles) == mostBundles-1: // our own is the one more
 			left++
 		default:
 			room -= size
-			bundles[id] = roots
+			bundles[id] = encoded
 		}
 	}
 	return bundles, left

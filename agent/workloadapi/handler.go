@@ -1,8 +1,8 @@
 // Package workloadapi serves the SPIFFE Workload API (SPIFFE_Workload_API.md) on the agent's Unix socket: each stream follows one
 // pinned process and says what it may hold, now and whenever that changes. Start with Handler; register.go is the door, compose.go
-// turns a view into messages.
+// turns a view into messages, jwt.go answers what is asked about JWT-SVIDs.
 //
-// The profiles for JWT-SVIDs and WIT-SVIDs are not served: their methods answer Unimplemented.
+// The profile for WIT-SVIDs is not served: its methods answer Unimplemented.
 package workloadapi
 
 import (
@@ -26,12 +26,15 @@ import (
 // Source gives a process its share of what the agent holds. *agent.Agent is one.
 type Source interface {
 	Subscribe(ctx context.Context, p attest.Peer) (*agent.Subscription, error)
+	ViewOf(ctx context.Context, p attest.Peer) (agent.View, error)
+	FetchJWTs(ctx context.Context, p attest.Peer, r agent.JWTRequest) ([]agent.JWTSVID, error)
 }
 
 // Config is what a Handler needs.
 type Config struct {
 	Source Source
-	Log    *slog.Logger // nil: nothing is logged
+	Log    *slog.Logger     // nil: nothing is logged
+	Now    func() time.Time // nil: time.Now
 }
 
 // Handler follows callers. Register puts it on a gRPC server. All methods are safe to call concurrently.
@@ -46,6 +49,9 @@ func New(c Config) *Handler {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	return &Handler{config: c, stopped: make(chan struct{})}
 }
 
@@ -56,12 +62,12 @@ func (h *Handler) Stop() { h.once.Do(func() { close(h.stopped) }) }
 // that changes with the next part (clients.md rule 13).
 const wholeWithin = time.Second
 
-// follow sends what compose makes of the caller's view once that has identities, at once and after each change, until the stream, the process, the
-// entitlement or the agent ends.
+// follow sends what compose makes of the caller's view, at once and after each change, until the stream, the process, the
+// entitlement or the agent ends. SVIDs that are still being signed hold up a first message that has SVIDs, and no other.
 func follow[M proto.Message](h *Handler, stream interface {
 	Context() context.Context
 	SendMsg(any) error
-}, compose func(agent.View) (M, int, error)) error {
+}, hasSVIDs bool, compose func(agent.View) (M, int, error)) error {
 	ctx := stream.Context()
 	caller, err := peer.From(ctx)
 	if err != nil {
@@ -82,16 +88,17 @@ func follow[M proto.Message](h *Handler, stream interface {
 			return h.answer(ctx, ended(subscription))
 		}
 		whole = whole || !view.Pending
-		if whole && (len(view.Identities) > 0 || !view.Pending) { // else SVIDs are being signed: no reason to deny
-			if len(view.Identities) == 0 {
-				return h.answer(ctx, errNoIdentity(caller.Process().PID))
-			}
+		switch {
+		case !entitled(view):
+			return h.answer(ctx, errNoIdentity(caller.Process().PID))
+		case hasSVIDs && (!whole || len(view.Identities) == 0): // they are being signed: no reason to deny
+		default:
 			message, left, err := compose(view)
 			if err != nil {
 				return h.answer(ctx, err)
 			}
 			if left > 0 {
-				h.config.Log.WarnContext(ctx, "a workload may hold more than its clients take", "spiffe_id", view.Identities[0].ID.String(),
+				h.config.Log.WarnContext(ctx, "a workload may hold more than its clients take", "peer_pid", caller.Process().PID,
 					"err", fmt.Errorf("%d SVIDs or bundles are left out", left))
 			}
 			if sent, err = sendChanged(stream.SendMsg, message, sent); err != nil {
@@ -110,6 +117,9 @@ func follow[M proto.Message](h *Handler, stream interface {
 		}
 	}
 }
+
+// entitled says whether an entry is for the caller, whether or not its SVID is signed yet.
+func entitled(v agent.View) bool { return len(v.Identities) > 0 || v.Pending }
 
 // sendChanged sends a message unless it says what the last one said (clients.md rule 24), and gives its bytes.
 func sendChanged(send func(any) error, message proto.Message, sent []byte) ([]byte, error) {

@@ -56,10 +56,25 @@ type service struct {
 
 // FetchX509SVID implements section 5.2.1: the caller's X.509-SVIDs, and again whenever they change.
 func (s service) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	return follow(s.handler, stream, composeSVIDs)
+	return follow(s.handler, stream, true, composeSVIDs)
 }
 
 // FetchX509Bundles implements section 5.2.2: the bundles that the caller may trust, and again whenever they change.
 func (s service) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return follow(s.handler, stream, composeBundles)
+	return follow(s.handler, stream, false, composeBundles)
+}
+
+// FetchJWTSVID implements section 6.2.1: a JWT-SVID for an audience, of each of the caller's identities or of the one it names.
+func (s service) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
+	return s.handler.fetchJWT(ctx, r)
+}
+
+// FetchJWTBundles implements section 6.2.2: the keys for JWT-SVIDs that the caller may trust, and again whenever they change.
+func (s service) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
+	return follow(s.handler, stream, false, composeJWTBundles)
+}
+
+// ValidateJWTSVID implements section 6.2.3: whose a JWT-SVID is and what it claims, if the caller may trust it.
+func (s service) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
+	return s.handler.validateJWT(ctx, r)
 }
