@@ -655,19 +655,33 @@ func TestFactsGoWithTheLastEntryOfTheirID(t *testing.T) {
 	agenttest.Await(t, "their end, when the entry was removed", func() bool { return !known() })
 }
 
+// SPIFFE-ID section 3: the bundle of a peer's own trust domain judges it, whatever other bundles are held.
 func TestVerifyPeerRefusesStrangers(t *testing.T) {
-	server, other := started(t), agenttest.New(t, "example.org")
+	server, other, foreign := started(t), agenttest.New(t, "example.org"), agenttest.New(t, "foreign.org")
+	server.Trust("foreign.org", foreign.Issuing) // an anchor that is not self-signed: a proxy hands over bare leaves
+	server.Trust("emptied.org")
 	a, _ := agenttest.Run(t, config(t, server))
 	<-a.Synced()
-	for name, der := range map[string][]byte{
-		"another root's":     other.ServerSVID("/web").Certificate[0],
-		"another domain's":   agenttest.New(t, "foreign.org").ServerSVID("/web").Certificate[0],
-		"a CA's certificate": server.Issuing.Raw,
-		"no certificate":     []byte("x"),
-	} {
-		if id, err := a.VerifyPeer(der); err == nil {
-			t.Errorf("%s: taken for %s", name, id)
+	for _, good := range [][]byte{server.Stray("spiffe://example.org/web"), foreign.Stray("spiffe://foreign.org/web")} {
+		if _, err := a.VerifyPeer(good); err != nil {
+			t.Error(err)
 		}
+	}
+	for name, der := range map[string][]byte{
+		"another root's": other.Stray("spiffe://example.org/web"),
+		"ID-32, WAPI-15, WAPI-33: our ID under a federated root":      foreign.Stray("spiffe://example.org/web"),
+		"ID-32, WAPI-15, X509-35: a federated ID under our root":      server.Stray("spiffe://foreign.org/web"),
+		"WAPI-15: an ID of a domain that is not held":                 server.Stray("spiffe://unknown.org/web"),
+		"X509-44, TDB-13: an ID of a domain whose bundle has no keys": server.Stray("spiffe://emptied.org/web"),
+		"X509-06: an ID without a path":                               server.Stray("spiffe://example.org"),
+		"X509-10, X509-18: a CA's certificate":                        server.Issuing.Raw,
+		"no certificate":                                              []byte("x"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if id, err := a.VerifyPeer(der); err == nil {
+				t.Errorf("taken for %s", id)
+			}
+		})
 	}
 }
 

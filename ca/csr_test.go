@@ -19,8 +19,8 @@ import (
 	"github.com/writ-dev/writ/internal/fault"
 )
 
-// X509-50, and X509-01: what a request may say beside its key.
-func TestCheckCSR(t *testing.T) {
+// What a request may say beside its key.
+func TestX509_50_X509_01_CheckCSR(t *testing.T) {
 	key := newKey(t, elliptic.P256())
 	_, edKey, _ := ed25519.GenerateKey(rand.Reader)
 	rsa1024 := weakRSA(t)
@@ -77,7 +77,7 @@ func TestCheckCSR(t *testing.T) {
 	}
 }
 
-func TestCheckCSRRefusesBytes(t *testing.T) {
+func TestX509_50_CheckCSRRefusesBytes(t *testing.T) {
 	good := must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, newKey(t, elliptic.P256())))(t)
 	certificate := start(t, config()).Bundle().Roots[0].Raw
 	flipped := append([]byte(nil), good...)

@@ -24,23 +24,28 @@ import (
 
 func TestIssuedChainVerifies(t *testing.T) {
 	a := start(t, config())
+	longest := id("/" + strings.Repeat("x", svid.MaxIDLength-len("spiffe://example.org/")))
 	rows := []struct {
 		profile ca.Profile
 		id      spiffeid.ID
 	}{
 		{ca.WorkloadSVID(), id("/orders")},
 		{ca.WorkloadSVID(), id("/writ")},
-		{ca.WorkloadSVID(), id("/" + strings.Repeat("x", svid.MaxIDLength-len("spiffe://example.org/")))}, // ID-18
+		{ca.WorkloadSVID(), longest},
 		{ca.AgentSVID(), id("/writ/agent/join_token/abc")},
 		{ca.ServerSVID(), id("/writ/server/a")},
 	}
 	for _, row := range rows {
-		t.Run(row.profile.Name(), func(t *testing.T) {
+		name := "X509-36/" + row.profile.Name()
+		if row.id == longest {
+			name = "ID-18/2048 bytes"
+		}
+		t.Run(name, func(t *testing.T) {
 			r := request(t)
 			r.ID, r.DNS = row.id, []string{"orders.internal"}
 			d := must(a.Draft(row.profile, r))(t)
 			chain := must(a.Issue(d))(t)
-			if len(chain) != 2 { // X509-36
+			if len(chain) != 2 { // leaf and issuing certificate, no root
 				t.Fatalf("chain has %d certificates", len(chain))
 			}
 			leaf := must(x509.ParseCertificate(chain[0]))(t)
@@ -85,11 +90,11 @@ func TestDraftRefusesIDs(t *testing.T) {
 	}{
 		{"no profile", ca.Profile{}, id("/orders")},
 		{"no ID", ca.WorkloadSVID(), spiffeid.ID{}},
-		{"foreign trust domain", ca.WorkloadSVID(), foreign},                                                        // ID-35
-		{"foreign agent", ca.AgentSVID(), spiffeid.RequireFromString("spiffe://other.org/writ/agent/x509pop/a")},    // ID-35
-		{"trust domain that ours begins", ca.WorkloadSVID(), spiffeid.RequireFromString("spiffe://example.orgs/a")}, // ID-35
-		{"no path", ca.WorkloadSVID(), domain.ID()},                                                                 // X509-05
-		{"a path one byte too long", ca.WorkloadSVID(), id("/" + strings.Repeat("x", svid.MaxIDLength))},            // ID-20
+		{"ID-35/foreign trust domain", ca.WorkloadSVID(), foreign},
+		{"ID-35/foreign agent", ca.AgentSVID(), spiffeid.RequireFromString("spiffe://other.org/writ/agent/x509pop/a")},
+		{"ID-35/trust domain that ours begins", ca.WorkloadSVID(), spiffeid.RequireFromString("spiffe://example.orgs/a")},
+		{"X509-05/no path", ca.WorkloadSVID(), domain.ID()},
+		{"ID-20/one byte too long", ca.WorkloadSVID(), id("/" + strings.Repeat("x", svid.MaxIDLength+1-len("spiffe://example.org/")))},
 		{"workload posing as an agent", ca.WorkloadSVID(), id("/writ/agent/join_token/abc")},
 		{"workload posing as a server", ca.WorkloadSVID(), id("/writ/server/a")},
 		{"workload under the reserved path", ca.WorkloadSVID(), id("/writ/x")},
@@ -110,7 +115,7 @@ func TestDraftRefusesIDs(t *testing.T) {
 	}
 }
 
-func TestDraftKeys(t *testing.T) {
+func TestX509_49_DraftKeys(t *testing.T) {
 	a := start(t, config())
 	big1 := big.NewInt(1)
 	rsa2048 := must(rsa.GenerateKey(rand.Reader, 2048))(t).Public()
@@ -243,7 +248,7 @@ func TestDraftIsIssuedOnceHoweverManyAsk(t *testing.T) {
 	}
 }
 
-func TestLifetimes(t *testing.T) {
+func TestX509_47_Lifetimes(t *testing.T) {
 	now := time.Date(2026, 11, 3, 12, 0, 0, 500e6, time.UTC)
 	c := config()
 	c.Now = func() time.Time { return now }
@@ -260,7 +265,7 @@ func TestLifetimes(t *testing.T) {
 		{"an hour", time.Hour, time.Time{}, whole.Add(-time.Minute), whole.Add(time.Hour)},
 		{"a minute is set back by a tenth", time.Minute, time.Time{}, whole.Add(-6 * time.Second), whole.Add(time.Minute)},
 		{"five seconds", 5 * time.Second, time.Time{}, whole, whole.Add(5 * time.Second)},
-		{"longer than the issuing certificate", 48 * time.Hour, time.Time{}, whole.Add(-time.Minute), end}, // X509-47
+		{"longer than the issuing certificate", 48 * time.Hour, time.Time{}, whole.Add(-time.Minute), end},
 		{"a bound that comes first", time.Hour, whole.Add(90 * time.Second), whole.Add(-9 * time.Second), whole.Add(90 * time.Second)},
 		{"a bound that comes later", time.Hour, whole.Add(90 * time.Minute), whole.Add(-time.Minute), whole.Add(time.Hour)},
 	}
@@ -303,8 +308,7 @@ func TestNothingIsSignedPastItsTime(t *testing.T) {
 	wantFault(t, err, fault.Unavailable, fault.AuthorityMissing)
 }
 
-// X509-45.
-func TestSerials(t *testing.T) {
+func TestX509_45_Serials(t *testing.T) {
 	a := start(t, config())
 	r := request(t)
 	seen := make(map[string]bool)

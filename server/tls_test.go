@@ -39,7 +39,7 @@ func (d *domain) handshake(config *tls.Config) (tls.ConnectionState, error) {
 	return conn.ConnectionState(), err
 }
 
-func TestNodeAPISpeaksTLS13WithHybridKeys(t *testing.T) {
+func TestX509_48_NodeAPISpeaksTLS13WithHybridKeys(t *testing.T) {
 	t.Parallel()
 	d := newDomain(t)
 	cache := tls.NewLRUClientSessionCache(4)

@@ -131,6 +131,7 @@ func TestCheckLeaf(t *testing.T) {
 		{"X509-09/trust domain of 256 bytes", uris("spiffe://" + text(256) + "/web"), false},
 		{"ID-18/2048 bytes", uris("spiffe://example.org/" + text(2027)), true},
 		{"X509-12/no basic constraints, which says no CA", func(c *x509.Certificate) { c.BasicConstraintsValid = false }, true},
+		{"X509-10/a signing certificate", func(c *x509.Certificate) { *c = *authorityTemplate("root", "spiffe://example.org") }, false},
 		{"X509-13/a CA certificate", func(c *x509.Certificate) { c.IsCA = true }, false},
 		{"X509-22/no key usage", func(c *x509.Certificate) { c.KeyUsage = 0 }, false},
 		{"X509-23/key usage not critical", func(c *x509.Certificate) {
@@ -196,6 +197,7 @@ func TestCheckAuthority(t *testing.T) {
 	}{
 		{"X509-14/a CA that is an SVID", func(*x509.Certificate) {}, true},
 		{"X509-14/a plain CA", func(c *x509.Certificate) { c.ExtraExtensions = nil }, true},
+		{"X509-10/a leaf", func(c *x509.Certificate) { *c = *leafTemplate(web) }, false},
 		{"X509-11/no CA", func(c *x509.Certificate) { c.IsCA = false }, false},
 		{"X509-11/no basic constraints", func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = false, false }, false},
 		{"X509-15/its ID has a path", uris("spiffe://example.org/ca"), false},

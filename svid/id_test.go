@@ -76,7 +76,28 @@ func TestParseIDVectors(t *testing.T) {
 	}
 }
 
-func TestParseIDCap(t *testing.T) {
+// What is taken comes back byte for byte, and no two of them are equal.
+func TestID_23_ParsingChangesNothing(t *testing.T) {
+	seen := map[spiffeid.ID]string{}
+	for _, v := range vectors(t) {
+		id, err := svid.ParseID(v.ID)
+		if err != nil {
+			continue
+		}
+		if id.String() != v.ID {
+			t.Errorf("%q comes back as %q", v.ID, id)
+		}
+		if other, there := seen[id]; there && other != v.ID {
+			t.Errorf("%q and %q are one ID", v.ID, other)
+		}
+		seen[id] = v.ID
+	}
+	if len(seen) < 40 {
+		t.Errorf("only %d IDs were taken", len(seen))
+	}
+}
+
+func TestID_20_ParseIDCap(t *testing.T) {
 	id := "spiffe://example.org/" + strings.Repeat("x", 8<<10)
 	if _, err := svid.ParseID(id[:8<<10]); err != nil {
 		t.Errorf("ID-20: 8 KiB refused: %v", err)

@@ -146,6 +146,17 @@ func (a *Authority) ServerSVID(path string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{c.Raw, a.Issuing.Raw, a.Root.Raw}, PrivateKey: key}
 }
 
+// Stray gives a leaf for any ID that the authority's issuing certificate signed, as an authority that errs or lies would.
+func (a *Authority) Stray(id string) []byte {
+	u, err := url.Parse(id)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	c := a.leaf("", time.Hour)
+	c.URIs = []*url.URL{u}
+	return a.certify(a.Issuing, a.key, &newKey(a.t).PublicKey, c).Raw
+}
+
 // Pin is the SHA-256 of the root's key.
 func (a *Authority) Pin() [32]byte { return sha256.Sum256(a.Root.RawSubjectPublicKeyInfo) }
 
