@@ -1,6 +1,7 @@
 package svid
 
 import (
+	"bytes"
 	"cmp"
 	"crypto"
 	"crypto/ecdsa"
@@ -29,7 +30,7 @@ type JWTKey struct {
 	Algorithm string           // the only one it is for; empty: each that fits
 }
 
-// maxJWKSLength bounds a set of keys, in bytes: thousands of keys.
+// maxJWKSLength bounds a set of keys, in bytes.
 const maxJWKSLength = 4 << 20
 
 // ParseJWKS reads a plain JWK set, RFC 7517, as the Workload API and our server hand out: keys for another use than signatures or
@@ -56,8 +57,16 @@ func parseJWKS(td spiffeid.TrustDomain, text []byte, uses ...string) (JWTBundle,
 	if len(text) > maxJWKSLength {
 		return b, fmt.Errorf("the keys of trust domain %q have more than %d bytes", td.Name(), maxJWKSLength)
 	}
+	// Each object costs the decoder microseconds: millions are not even read.
+	errTooMany := fmt.Errorf("trust domain %q has more than %d keys", td.Name(), maxKeys)
+	if bytes.Count(text, []byte("{"))+bytes.Count(text, []byte("[")) > 10*maxKeys {
+		return b, errTooMany
+	}
 	if json.Unmarshal(text, &whole) != nil || json.Unmarshal(text, &set) != nil || set.Keys == nil {
 		return b, fmt.Errorf("the keys of trust domain %q are no JWK set", td.Name())
+	}
+	if len(*set.Keys) > maxKeys {
+		return b, errTooMany
 	}
 	for _, raw := range *set.Keys {
 		key, usable := readJWK(raw, uses)
