@@ -14,7 +14,7 @@ KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
 # ROW is the ID of a SPIFFE requirement in the name of a test.
 ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT)[-_][0-9]{2}
 
-.PHONY: help build demo test unit conformance parity race end-to-end shapes lint cross needs bench generate clean
+.PHONY: help build demo test unit conformance parity oracle fuzz race end-to-end shapes lint cross needs bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,18 @@ conformance: build ## the packages whose tests carry rows of tools/conformance/r
 
 parity: ## all cases of authz/testdata, asked of opa-envoy-plugin too: make parity PLUGIN=its program
 	OPA_ENVOY_PLUGIN=$(abspath $(PLUGIN)) go test -count=1 -tags parity -run TestParity ./authz/policy
+
+RUNS ?= 1000000
+oracle: ## a million requests made up, RUNS of them: none is allowed that plain OPA and a model of the policy do not allow too
+	go test -count=1 -timeout 60m -v -run 'TestOracle$$' ./authz/policy -oracle $(RUNS)
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target of the tree, each for FUZZTIME
+	@set -e; for file in $$(git grep -lE '^func Fuzz' -- '*_test.go'); do \
+		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]+)\(.*/\1/p' $$file); do \
+			echo "$$target of ./$$(dirname $$file)"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "./$$(dirname $$file)"; \
+		done; done
 
 race: ## the packages that share state, under the race detector
 	CGO_ENABLED=1 go test -race -short $(RACE)
