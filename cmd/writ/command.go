@@ -26,7 +26,7 @@ Try it:  writ dev`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{cmd, err} })
 	root.PersistentFlags().String("admin", "", "admin socket, a path or a unix URI (default $WRIT_ADMIN, else "+defaultAdminSocket+")")
 	root.AddCommand(newDevCommand(), newServerCommand(), newAgentCommand(), newTokenCommand(), newNodeCommand(),
-		newEntryCommand(), newSVIDCommand(), newBundleCommand(), newPolicyCommand(), newTailCommand(), newExplainCommand(),
+		newEntryCommand(), newSVIDCommand(), newJWTCommand(), newBundleCommand(), newPolicyCommand(), newTailCommand(), newExplainCommand(),
 		newConfigCommand(), newVersionCommand())
 	return root
 }

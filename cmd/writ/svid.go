@@ -42,16 +42,16 @@ Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			svids, err := fetchSVIDs(ctx, socket)
+			svids, err := askWorkloadAPI(cmd.Context(), socket, timeout, func(ctx context.Context) ([]*x509svid.SVID, error) {
+				return workloadapi.FetchX509SVIDs(ctx, workloadapi.WithAddr(socket))
+			})
 			if err != nil {
 				return err
 			}
 			return printSVIDs(cmd.OutOrStdout(), p, svids, socket)
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for an answer")
+	timeoutFlag(cmd, &timeout)
 	p.flag(cmd, "table", "json", "yaml", "pem")
 	return cmd
 }
@@ -68,22 +68,36 @@ func workloadSocket(cmd *cobra.Command) (string, error) {
 	return socket, nil
 }
 
-// fetchSVIDs asks until there is an answer, a denial or the context's end.
-func fetchSVIDs(ctx context.Context, socket string) ([]*x509svid.SVID, error) {
+func timeoutFlag(cmd *cobra.Command, timeout *time.Duration) {
+	cmd.Flags().DurationVar(timeout, "timeout", 5*time.Second, "how long to wait for an answer")
+}
+
+// askWorkloadAPI asks until there is an answer, a refusal or the time is over: the agent may be starting.
+func askWorkloadAPI[T any](ctx context.Context, socket string, timeout time.Duration, ask func(context.Context) (T, error)) (answer T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var said *fault.Error // the last that an agent said, if one is there
 	for {
-		svids, err := workloadapi.FetchX509SVIDs(ctx, workloadapi.WithAddr(socket))
+		answer, err = ask(ctx)
 		switch {
 		case err == nil:
-			return svids, nil
+			return answer, nil
 		case status.Code(err) == codes.PermissionDenied:
-			return nil, denied(err)
+			return answer, denied(err)
 		case status.Code(err) != codes.Unavailable && ctx.Err() == nil:
-			return nil, fault.FromStatus(err)
+			return answer, fault.FromStatus(err)
 		}
-		select { // the agent may be starting
+		var f *fault.Error
+		if errors.As(fault.FromStatus(err), &f) && f.Code != "" {
+			said = f
+		}
+		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, fault.New(fault.Unreachable, errors.Unwrap(err), "no answer from the Workload API at "+socket).
+			if said != nil {
+				return answer, said
+			}
+			return answer, fault.New(fault.Unreachable, errors.Unwrap(err), "no answer from the Workload API at "+socket).
 				With(fault.AgentStarting, "start `writ dev` or `writ agent run`, or set "+workloadVariable)
 		}
 	}
