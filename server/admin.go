@@ -196,7 +196,8 @@ func (s *adminAPI) GetBundle(context.Context, *adminv1.GetBundleRequest) (*admin
 	s.registry.mu.RLock()
 	defer s.registry.mu.RUnlock()
 	b := s.registry.bundle
-	return &adminv1.GetBundleResponse{TrustDomain: b.TrustDomain, X509Authorities: b.X509Authorities, Sequence: b.Sequence}, nil
+	return &adminv1.GetBundleResponse{TrustDomain: b.TrustDomain, X509Authorities: b.X509Authorities, Sequence: b.Sequence,
+		JwtAuthorities: b.JwtAuthorities, RefreshHintSeconds: b.RefreshHintSeconds}, nil
 }
 
 // agentOf reads an agent ID that an operator typed.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -401,24 +402,35 @@ func (r *registry) expire() {
 const RefreshHint = 5 * time.Minute
 
 // wireBundle is the authorities' bundle as agents get it, and the ids of the JWT keys in it.
-func (r *registry) wireBundle(sequence uint64) (w *nodev1.Bundle, jwtKeys []string) {
+func (r *registry) wireBundle(revision uint64) (w *nodev1.Bundle, jwtKeys []string) {
 	b := r.config.Authority.Bundle()
-	w = &nodev1.Bundle{TrustDomain: b.TrustDomain.Name(), Sequence: max(sequence, uint64(time.Now().Unix())), RefreshHintSeconds: int64(RefreshHint / time.Second)}
+	w = &nodev1.Bundle{TrustDomain: b.TrustDomain.Name(), RefreshHintSeconds: int64(RefreshHint / time.Second)}
 	for _, c := range b.Roots {
 		w.X509Authorities = append(w.X509Authorities, c.Raw)
 	}
 	for _, c := range b.Issuing {
 		w.IssuingCertificates = append(w.IssuingCertificates, c.Raw)
 	}
-	if r.config.JWT == nil {
-		return w, nil
+	if r.config.JWT != nil {
+		keys := r.config.JWT.Bundle()
+		for _, k := range keys.Keys {
+			jwtKeys = append(jwtKeys, k.ID)
+		}
+		w.JwtAuthorities = keys.JWKS()
 	}
-	keys := r.config.JWT.Bundle()
-	for _, k := range keys.Keys {
-		jwtKeys = append(jwtKeys, k.ID)
-	}
-	w.JwtAuthorities = keys.JWKS()
+	w.Sequence = r.sequence(w, revision)
 	return w, jwtKeys
+}
+
+// sequence is the bundle's spiffe_sequence: it grows whenever what others see of the bundle changes, also twice within a second, and
+// only then. Time carries it over a restart (SPIFFE_Trust_Domain_and_Bundle section 4.1.1). Only whoever follows the store writes
+// the bundle, and calls this.
+func (r *registry) sequence(w *nodev1.Bundle, revision uint64) uint64 {
+	last := r.bundle
+	if last != nil && slices.EqualFunc(last.X509Authorities, w.X509Authorities, bytes.Equal) && bytes.Equal(last.JwtAuthorities, w.JwtAuthorities) {
+		return last.Sequence
+	}
+	return max(last.GetSequence()+1, revision, uint64(r.config.Now().Unix()))
 }
 
 // setBundle takes a bundle and notes which keys are new in it. The caller holds mu.
