@@ -1118,12 +1118,14 @@ func (*GetBundleRequest) Descriptor() ([]byte, []int) {
 }
 
 type GetBundleResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	TrustDomain     string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	X509Authorities [][]byte               `protobuf:"bytes,2,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"` // DER
-	Sequence        uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain        string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	X509Authorities    [][]byte               `protobuf:"bytes,2,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"` // DER
+	Sequence           uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	JwtAuthorities     []byte                 `protobuf:"bytes,4,opt,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"` // a JWK set; empty where no JWT-SVIDs are issued
+	RefreshHintSeconds int64                  `protobuf:"varint,5,opt,name=refresh_hint_seconds,json=refreshHintSeconds,proto3" json:"refresh_hint_seconds,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *GetBundleResponse) Reset() {
@@ -1173,6 +1175,20 @@ func (x *GetBundleResponse) GetX509Authorities() [][]byte {
 func (x *GetBundleResponse) GetSequence() uint64 {
 	if x != nil {
 		return x.Sequence
+	}
+	return 0
+}
+
+func (x *GetBundleResponse) GetJwtAuthorities() []byte {
+	if x != nil {
+		return x.JwtAuthorities
+	}
+	return nil
+}
+
+func (x *GetBundleResponse) GetRefreshHintSeconds() int64 {
+	if x != nil {
+		return x.RefreshHintSeconds
 	}
 	return 0
 }
@@ -1254,11 +1270,13 @@ const file_adminv1_admin_proto_rawDesc = "" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x13\n" +
 	"\x11EvictNodeResponse\"\x12\n" +
-	"\x10GetBundleRequest\"}\n" +
+	"\x10GetBundleRequest\"\xd8\x01\n" +
 	"\x11GetBundleResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12)\n" +
 	"\x10x509_authorities\x18\x02 \x03(\fR\x0fx509Authorities\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence2\xfb\x05\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12'\n" +
+	"\x0fjwt_authorities\x18\x04 \x01(\fR\x0ejwtAuthorities\x120\n" +
+	"\x14refresh_hint_seconds\x18\x05 \x01(\x03R\x12refreshHintSeconds2\xfb\x05\n" +
 	"\x05Admin\x12W\n" +
 	"\fApplyEntries\x12\".writ.admin.v1.ApplyEntriesRequest\x1a#.writ.admin.v1.ApplyEntriesResponse\x12T\n" +
 	"\vListEntries\x12!.writ.admin.v1.ListEntriesRequest\x1a\".writ.admin.v1.ListEntriesResponse\x12Z\n" +

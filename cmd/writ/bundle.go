@@ -6,10 +6,13 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/writ-dev/writ/api/adminv1"
+	"github.com/writ-dev/writ/svid"
 )
 
 func newBundleCommand() *cobra.Command {
@@ -21,7 +24,9 @@ func newBundleShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Show the roots of the trust domain, with the pins that join tokens carry",
-		Args:  checked(cobra.NoArgs),
+		Long: `Shows the roots of the trust domain, with the pins that join tokens carry.
+-o pem prints the certificates, -o spiffe the SPIFFE bundle: all keys in the form that other trust domains read.`,
+		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withAdmin(cmd, func(ctx context.Context, admin adminv1.AdminClient) error {
 				bundle, err := admin.GetBundle(ctx, &adminv1.GetBundleRequest{})
@@ -32,11 +37,14 @@ func newBundleShowCommand() *cobra.Command {
 			})
 		},
 	}
-	p.flag(cmd, "table", "json", "yaml", "pem")
+	p.flag(cmd, "table", "json", "yaml", "pem", "spiffe")
 	return cmd
 }
 
 func printBundle(cmd *cobra.Command, p printed, bundle *adminv1.GetBundleResponse) error {
+	if p.form == "spiffe" {
+		return printSPIFFEBundle(cmd.OutOrStdout(), bundle)
+	}
 	var rows [][]string
 	items := []map[string]any{}
 	for _, der := range bundle.X509Authorities {
@@ -62,6 +70,35 @@ func printBundle(cmd *cobra.Command, p printed, bundle *adminv1.GetBundleRespons
 		return p.document(cmd.OutOrStdout(), "Bundle", map[string]any{"trust_domain": bundle.TrustDomain, "sequence": bundle.Sequence, "roots": items})
 	}
 	return nil
+}
+
+// printSPIFFEBundle prints the document of SPIFFE_Trust_Domain_and_Bundle section 4.
+func printSPIFFEBundle(w io.Writer, bundle *adminv1.GetBundleResponse) error {
+	td, err := svid.ParseTrustDomain(bundle.TrustDomain)
+	if err != nil {
+		return err
+	}
+	b := svid.Bundle{TrustDomain: td, Sequence: bundle.Sequence, RefreshHint: time.Duration(bundle.RefreshHintSeconds) * time.Second}
+	for _, der := range bundle.X509Authorities {
+		root, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("bundle of %s: %w", bundle.TrustDomain, err)
+		}
+		b.Roots = append(b.Roots, root)
+	}
+	if len(bundle.JwtAuthorities) > 0 {
+		keys, err := svid.ParseJWKS(td, bundle.JwtAuthorities)
+		if err != nil {
+			return err
+		}
+		b.JWTKeys = keys.Keys
+	}
+	document, err := b.Document()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", document)
+	return err
 }
 
 // pinOf is the pin of a root as join tokens carry it: SHA-256 of its public key, in hex.
