@@ -33,7 +33,7 @@ func answers(path string) bool {
 	return err == nil
 }
 
-func TestListenGivesExactlyTheMode(t *testing.T) {
+func TestWEP_27_ListenGivesExactlyTheMode(t *testing.T) {
 	for _, mask := range []int{0, 0o077, 0o777} {
 		for _, mode := range []fs.FileMode{0o600, 0o660, 0o777} {
 			path := filepath.Join(t.TempDir(), "s")
@@ -54,7 +54,7 @@ func TestListenGivesExactlyTheMode(t *testing.T) {
 	}
 }
 
-func TestListenReplacesWhatNobodyServes(t *testing.T) {
+func TestWEP_27_ListenReplacesWhatNobodyServes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	for range 3 {
 		l, err := peer.Listen(path, 0o600)

@@ -218,7 +218,7 @@ func (h *helper) sayQuit() {
 }
 
 // A connection that was handed to another process (SCM_RIGHTS) never gives that process's identity.
-func TestConnectionHandedOver(t *testing.T) {
+func TestWEP_15_ConnectionHandedOver(t *testing.T) {
 	binary := program(t, 0o755, 0)
 	for _, row := range []struct {
 		name string

@@ -14,7 +14,7 @@ import (
 
 // TestNumberIsReused gives a caller's number to another process between connect and accept, and after accept. It runs itself again
 // in a PID namespace of its own, where nobody else takes numbers.
-func TestNumberIsReused(t *testing.T) {
+func TestWEP_15_NumberIsReused(t *testing.T) {
 	const inside = "WRIT_PEER_INSIDE"
 	if os.Getenv(inside) == "" {
 		c := exec.Command(os.Args[0], "-test.run=^TestNumberIsReused$", "-test.v")

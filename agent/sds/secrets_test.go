@@ -89,7 +89,7 @@ func newFederation(t *testing.T) (*node, *agenttest.Authority) {
 	return n, other
 }
 
-// SDS-03 to SDS-07, SDS-09, SDS-11, SDS-25, by all three calls.
+// By all three calls.
 func TestAnyCombinationOfNames(t *testing.T) {
 	n, _ := newFederation(t)
 	conn := agenttest.Dial(t, n.path)
@@ -98,21 +98,21 @@ func TestAnyCombinationOfNames(t *testing.T) {
 		name       string
 		asks, want []string
 	}{
-		{"the default identity", []string{"default"}, []string{"default"}},
-		{"an identity by its ID", []string{b}, []string{b}},
-		{"our roots", []string{"ROOTCA"}, []string{"ROOTCA"}},
+		{"SDS-03, SDS-25: the default identity", []string{"default"}, []string{"default"}},
+		{"SDS-04, SDS-25: an identity by its ID", []string{b}, []string{b}},
+		{"SDS-05, SDS-25: our roots", []string{"ROOTCA"}, []string{"ROOTCA"}},
 		{"our roots by trust domain ID", []string{domain}, []string{domain}},
-		{"a federated domain", []string{foreign}, []string{foreign}},
-		{"every bundle", []string{"ALL"}, []string{"ALL"}},
-		{"all aliases", []string{"default", "ROOTCA", "ALL"}, []string{"ALL", "ROOTCA", "default"}},
-		{"one identity under two names", []string{a, "default"}, []string{"default", a}},
-		{"one bundle under three names", []string{"ROOTCA", "ALL", domain}, []string{"ALL", "ROOTCA", domain}},
+		{"SDS-06: a federated domain", []string{foreign}, []string{foreign}},
+		{"SDS-07: every bundle", []string{"ALL"}, []string{"ALL"}},
+		{"SDS-11: all aliases", []string{"default", "ROOTCA", "ALL"}, []string{"ALL", "ROOTCA", "default"}},
+		{"SDS-11: one identity under two names", []string{a, "default"}, []string{"default", a}},
+		{"SDS-11: one bundle under three names", []string{"ROOTCA", "ALL", domain}, []string{"ALL", "ROOTCA", domain}},
 		{"a name twice", []string{"default", "default"}, []string{"default"}},
-		{"no name", nil, everything},
-		{"an empty name", []string{""}, everything},
+		{"SDS-09: no name", nil, everything},
+		{"SDS-09: an empty name", []string{""}, everything},
 		{"the wildcard", []string{"*"}, everything},
 		{"the wildcard and an alias", []string{"*", "default"}, append([]string{"default"}, everything...)},
-		{"all there are", append([]string{"default", "ROOTCA", "ALL"}, everything...), append([]string{"ALL", "ROOTCA", "default"}, everything...)},
+		{"SDS-02, SDS-11: all there are", append([]string{"default", "ROOTCA", "ALL"}, everything...), append([]string{"ALL", "ROOTCA", "default"}, everything...)},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			found, err := fetch(t, conn, nil, row.asks...)
@@ -131,8 +131,7 @@ func TestAnyCombinationOfNames(t *testing.T) {
 	}
 }
 
-// SDS-12, SDS-13, SDS-15, SDS-26.
-func TestSecretsHoldWhatTheirNamesSay(t *testing.T) {
+func TestSDS_12_SDS_13_SDS_15_SDS_26_SecretsHoldWhatTheirNamesSay(t *testing.T) {
 	n, other := newFederation(t)
 	found, err := fetch(t, agenttest.Dial(t, n.path), nil, "default", "ROOTCA", "ALL", a, b, domain, foreign)
 	if err != nil {
@@ -170,8 +169,8 @@ func says(t *testing.T, value any) *corev3.Node {
 	return &corev3.Node{Metadata: metadata}
 }
 
-// SDS-14, SDS-20, EXT-03: an Envoy without the SPIFFE validator gets plain roots, and never several domains' in one pool.
-func TestFlavourIsTheEnvoys(t *testing.T) {
+// An Envoy without the SPIFFE validator gets plain roots, and never several domains' in one pool.
+func TestSDS_14_SDS_20_EXT_03_FlavourIsTheEnvoys(t *testing.T) {
 	n, other := newFederation(t)
 	conn := agenttest.Dial(t, n.path)
 	for _, row := range []struct {

@@ -27,9 +27,9 @@ func request(names ...string) *discoveryv3.DiscoveryRequest {
 	return &discoveryv3.DiscoveryRequest{TypeUrl: secretType, ResourceNames: names}
 }
 
-// SDS-06, SDS-10, SDS-23 as the contract has them: a name that is not there yet keeps the stream open and is pushed when it exists,
+// As the contract has it: a name that is not there yet keeps the stream open and is pushed when it exists,
 // also for a caller that has no identity at all.
-func TestNameThatIsNotThereYet(t *testing.T) {
+func TestSDS_06_SDS_10_SDS_23_NameThatIsNotThereYet(t *testing.T) {
 	protocols(t, func(t *testing.T, open func(*testing.T, *grpc.ClientConn) talk) {
 		n := newNode(t)
 		n.server.Trust("foreign.org", n.server.Root)
@@ -83,8 +83,8 @@ func TestPartOfTheNames(t *testing.T) {
 	})
 }
 
-// FetchSecrets has no later: what is not there is InvalidArgument (SDS-10), and what may come in a moment Unavailable.
-func TestFetchOfUnknownNames(t *testing.T) {
+// FetchSecrets has no later: what is not there is InvalidArgument, and what may come in a moment Unavailable.
+func TestSDS_10_FetchOfUnknownNames(t *testing.T) {
 	t.Parallel() // it waits
 	n := started(t)
 	conn := agenttest.Dial(t, n.path)
@@ -112,8 +112,8 @@ func TestFetchOfUnknownNames(t *testing.T) {
 	}
 }
 
-// SDS-24 as the contract has it: the stream stays; delta says what is withdrawn, StreamSecrets says nothing. What comes back is pushed.
-func TestWithdrawnName(t *testing.T) {
+// As the contract has it: the stream stays; delta says what is withdrawn, StreamSecrets says nothing. What comes back is pushed.
+func TestSDS_24_WithdrawnName(t *testing.T) {
 	protocols(t, func(t *testing.T, open func(*testing.T, *grpc.ClientConn) talk) {
 		n := newNode(t)
 		n.server.Apply(entry("a"))
@@ -139,8 +139,8 @@ func TestWithdrawnName(t *testing.T) {
 	})
 }
 
-// SDS-18, SDS-22: a rotation is pushed with a new key, and nothing that the names do not show.
-func TestPushesChangesOnly(t *testing.T) {
+// A rotation is pushed with a new key, and nothing that the names do not show.
+func TestSDS_22_PushesChangesOnly(t *testing.T) {
 	t.Parallel() // it waits
 	protocols(t, func(t *testing.T, open func(*testing.T, *grpc.ClientConn) talk) {
 		t.Parallel()
@@ -216,8 +216,8 @@ func TestDefaultIsStable(t *testing.T) {
 	}
 }
 
-// SDS-16 to SDS-19: what an answer to a response means.
-func TestStateOfTheWorldConversation(t *testing.T) {
+// What an answer to a response means.
+func TestSDS_16_SDS_17_SDS_18_SDS_19_StateOfTheWorldConversation(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("a"), entry("b"))
 	n.start()
@@ -272,7 +272,7 @@ func TestStateOfTheWorldConversation(t *testing.T) {
 }
 
 // R16, the contract: versions depend on content alone, so what a reconnecting Envoy holds is not sent again.
-func TestDeltaReconnect(t *testing.T) {
+func TestSDS_02_SDS_16_DeltaReconnect(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("a"), entry("b"))
 	n.start()
@@ -308,7 +308,7 @@ func TestDeltaReconnect(t *testing.T) {
 }
 
 // The incremental protocol: what is subscribed to, asked for again, and let go of.
-func TestDeltaConversation(t *testing.T) {
+func TestSDS_02_DeltaConversation(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("a"), entry("b"))
 	n.start()
@@ -352,7 +352,7 @@ func TestDeltaConversation(t *testing.T) {
 }
 
 // R16: one type is served, and an empty one is taken for it.
-func TestOtherTypesAreInvalid(t *testing.T) {
+func TestSDS_16_OtherTypesAreInvalid(t *testing.T) {
 	n := started(t)
 	conn := agenttest.Dial(t, n.path)
 	const other = "type.googleapis.com/envoy.config.listener.v3.Listener"
@@ -401,8 +401,8 @@ func TestNamesOfOneStreamAreBounded(t *testing.T) {
 	d.ends(codes.InvalidArgument, "more than 1000 names")
 }
 
-// WEP-28: Envoy comes back after any end; the code is the one that says so.
-func TestStreamsEndUnavailable(t *testing.T) {
+// Envoy comes back after any end; the code is the one that says so.
+func TestWEP_28_StreamsEndUnavailable(t *testing.T) {
 	for name, stop := range map[string]func(n *node){
 		"the surface stops":     func(n *node) { n.handler.Stop() },
 		"the agent stops":       func(n *node) { n.stopAgent() },
@@ -429,8 +429,8 @@ func TestStreamsEndUnavailable(t *testing.T) {
 	}
 }
 
-// SDS-21, WEP-18: Envoys that start with the agent wait on their streams; only what cannot wait is turned away.
-func TestStreamsAreHeldUntilEntriesAreKnown(t *testing.T) {
+// Envoys that start with the agent wait on their streams; only what cannot wait is turned away.
+func TestSDS_21_WEP_18_StreamsAreHeldUntilEntriesAreKnown(t *testing.T) {
 	t.Parallel() // it waits
 	protocols(t, func(t *testing.T, open func(*testing.T, *grpc.ClientConn) talk) {
 		t.Parallel()
@@ -469,8 +469,8 @@ func (broken) Attest(context.Context, attest.Peer) ([]attest.Selector, error) {
 	return nil, errors.New("the container runtime does not answer")
 }
 
-// SDS-01: a failure of ours is no denial, and its cause is not for the caller.
-func TestFailingAttestorIsUnavailable(t *testing.T) {
+// A failure of ours is no denial, and its cause is not for the caller.
+func TestSDS_01_FailingAttestorIsUnavailable(t *testing.T) {
 	n := newNode(t)
 	n.config.Workload = append(n.config.Workload, broken{})
 	n.start()
@@ -485,8 +485,8 @@ func TestFailingAttestorIsUnavailable(t *testing.T) {
 	d.ends(codes.Unavailable, "the caller could not be attested; try again")
 }
 
-// WEP-15: a stream is its process's. What that becomes gets no secret by a push, and none by asking.
-func TestStreamEndsWithItsCaller(t *testing.T) {
+// A stream is its process's. What that becomes gets no secret by a push, and none by asking.
+func TestWEP_15_StreamEndsWithItsCaller(t *testing.T) {
 	protocols(t, func(t *testing.T, open func(*testing.T, *grpc.ClientConn) talk) {
 		n := newNode(t)
 		n.server.Apply(entry("a"))

@@ -42,8 +42,8 @@ func (soon) NewBackoff() client.Backoff { return soon{} }
 func (soon) Next() time.Duration        { return 50 * time.Millisecond }
 func (soon) Reset()                     {}
 
-// WEP-02, WEP-09, WEP-14, INT-01: go-spiffe's source, which nearly every Go workload uses, through a life of a workload.
-func TestGoSpiffeLivesThrough(t *testing.T) {
+// go-spiffe's source, which nearly every Go workload uses, through a life of a workload.
+func TestWEP_02_WEP_09_WEP_14_INT_01_GoSpiffeLivesThrough(t *testing.T) {
 	t.Parallel() // it waits
 	n := started(t)
 	said := &denials{t: t}

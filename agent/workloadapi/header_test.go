@@ -79,8 +79,8 @@ func methods() map[string]bool {
 	return all
 }
 
-// WEP-06, WEP-07, rule 16: before anything else of the call, on each of the seven methods, served or not.
-func TestHeaderIsAskedForFirst(t *testing.T) {
+// Rule 16: before anything else of the call, on each of the seven methods, served or not.
+func TestWEP_06_WEP_07_HeaderIsAskedForFirst(t *testing.T) {
 	path := agenttest.Socket(t)
 	handler := workloadapi.New(workloadapi.Config{Source: untouched{t}})
 	agenttest.Serve(t, path, func(s *grpc.Server) { handler.Register(s) })
@@ -113,8 +113,8 @@ func TestHeaderIsAskedForFirst(t *testing.T) {
 	}
 }
 
-// WAPI-80, WEP-22, WAPI-04: with the header, what is not served says so, and so does what is not there.
-func TestUnservedMethodsAreUnimplemented(t *testing.T) {
+// With the header, what is not served says so, and so does what is not there.
+func TestWAPI_02_WAPI_80_WEP_22_UnservedMethodsAreUnimplemented(t *testing.T) {
 	path := agenttest.Socket(t)
 	handler := workloadapi.New(workloadapi.Config{Source: untouched{t}})
 	agenttest.Serve(t, path, func(s *grpc.Server) { handler.Register(s) })

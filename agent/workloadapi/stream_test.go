@@ -20,8 +20,8 @@ import (
 	"github.com/writ-dev/writ/attest"
 )
 
-// WEP-18, rule 2: a client that is denied may throw its identity away, so nobody is denied before entries are known.
-func TestUnavailableUntilEntriesAreKnown(t *testing.T) {
+// Rule 2: a client that is denied may throw its identity away, so nobody is denied before entries are known.
+func TestWEP_18_INT_06_UnavailableUntilEntriesAreKnown(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("web"))
@@ -38,8 +38,8 @@ func TestUnavailableUntilEntriesAreKnown(t *testing.T) {
 	}
 }
 
-// WEP-20, WAPI-31, WAPI-42, rule 3.
-func TestCallerWithoutEntryIsDenied(t *testing.T) {
+// Rule 3.
+func TestWEP_20_WAPI_31_WAPI_42_INT_04_CallerWithoutEntryIsDenied(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("other", "/another/executable"))
 	n.start()
@@ -56,8 +56,8 @@ func (broken) Attest(context.Context, attest.Peer) ([]attest.Selector, error) {
 	return nil, errors.New("the container runtime does not answer")
 }
 
-// WEP-18, R9: a failure of ours is no denial, and its cause is not for the caller.
-func TestFailingAttestorIsUnavailable(t *testing.T) {
+// R9: a failure of ours is no denial, and its cause is not for the caller.
+func TestWEP_18_INT_01_INT_02_FailingAttestorIsUnavailable(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.config.Workload = append(n.config.Workload, broken{})
@@ -65,8 +65,8 @@ func TestFailingAttestorIsUnavailable(t *testing.T) {
 	svids(t, agenttest.Dial(t, n.path)).ends(codes.Unavailable, "the caller could not be attested; try again")
 }
 
-// WAPI-05: what is served depends on who calls.
-func TestEachCallerGetsItsOwn(t *testing.T) {
+// What is served depends on who calls.
+func TestWAPI_05_EachCallerGetsItsOwn(t *testing.T) {
 	n := started(t)
 	one, two := agenttest.NewCaller(t, n.path), agenttest.NewCaller(t, n.path)
 	n.server.Apply(entry("one", one.Path), entry("two", two.Path))
@@ -89,8 +89,8 @@ func until(w watch[*workload.X509SVIDResponse], count int) *workload.X509SVIDRes
 	}
 }
 
-// WAPI-16, WAPI-20, rule 4: never a message without SVIDs.
-func TestWithdrawnEntryEndsTheStream(t *testing.T) {
+// Rule 4: never a message without SVIDs.
+func TestWAPI_16_WAPI_20_WithdrawnEntryEndsTheStream(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("a"), entry("b"))
 	n.start()
@@ -110,7 +110,7 @@ func TestWithdrawnEntryEndsTheStream(t *testing.T) {
 }
 
 // An entry that is replaced in one revision, or gets another ID, is no moment without an identity (rule 2).
-func TestReplacedEntryDeniesNobody(t *testing.T) {
+func TestINT_02_ReplacedEntryDeniesNobody(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.start()
@@ -124,8 +124,8 @@ func TestReplacedEntryDeniesNobody(t *testing.T) {
 	}
 }
 
-// WEP-28, rule 1: with any other code, or none, clients stop watching for good.
-func TestStreamsEndUnavailable(t *testing.T) {
+// Rule 1: with any other code, or none, clients stop watching for good.
+func TestWEP_28_INT_02_StreamsEndUnavailable(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		stop func(n *node)
@@ -150,8 +150,8 @@ func TestStreamsEndUnavailable(t *testing.T) {
 	}
 }
 
-// WAPI-08, rule 24: the message after a change that the caller sees is the first after many that it does not see.
-func TestUnchangedContentIsNotResent(t *testing.T) {
+// Rule 24: the message after a change that the caller sees is the first after many that it does not see.
+func TestWAPI_08_UnchangedContentIsNotResent(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.start()
@@ -184,8 +184,8 @@ func TestUnchangedContentIsNotResent(t *testing.T) {
 	}
 }
 
-// WAPI-07, WAPI-08: half-way through its life an SVID is pushed anew with another key, in a message that holds all the rest.
-func TestRotationPushesTheFullState(t *testing.T) {
+// Half-way through its life an SVID is pushed anew with another key, in a message that holds all the rest.
+func TestWAPI_07_WAPI_08_RotationPushesTheFullState(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	short := entry("short")
@@ -211,8 +211,8 @@ func TestRotationPushesTheFullState(t *testing.T) {
 	}
 }
 
-// WAPI-34, R8, rule 13: the first is the default of every client.
-func TestOrderIsStable(t *testing.T) {
+// R8, rule 13: the first is the default of every client.
+func TestWAPI_34_OrderIsStable(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("b"))
 	n.server.Apply(entry("c"))
@@ -279,8 +279,8 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
-// WEP-15: a stream is its process's. What that becomes gets nothing more, and an end of the process is the stream's.
-func TestStreamEndsWithItsCaller(t *testing.T) {
+// A stream is its process's. What that becomes gets nothing more, and an end of the process is the stream's.
+func TestWEP_15_StreamEndsWithItsCaller(t *testing.T) {
 	n := started(t)
 	changed, ended := agenttest.NewCaller(t, n.path), agenttest.NewCaller(t, n.path)
 	n.server.Apply(entry("web"))
@@ -309,8 +309,8 @@ func TestStreamEndsWithItsCaller(t *testing.T) {
 	agenttest.Await(t, "no subscription", func() bool { return n.agent.Status().Subscriptions == 0 })
 }
 
-// Our own bundle gone, another's never stands in its place (ID-32, rule 6).
-func TestForeignBundleIsNeverOurs(t *testing.T) {
+// Our own bundle gone, another's never stands in its place (rule 6).
+func TestID_32_WAPI_23_ForeignBundleIsNeverOurs(t *testing.T) {
 	n := newNode(t)
 	foreign := agenttest.New(t, "foreign.org")
 	n.server.Trust("foreign.org", foreign.Root)
