@@ -15,10 +15,10 @@ const (
 	// In line, while it is calm; and for how long a line may stand before it is not.
 	patience = 50 * time.Millisecond
 	// In line, while it is not.
-	soon = 3 * time.Millisecond
+	soon = 2 * time.Millisecond
 	// So many may be in line however long it takes, and both times grow to fit: otherwise an hour that is only busy would refuse many,
 	// and a machine that stalls for a moment everybody.
-	minLine = 6
+	minLine = 5
 	maxSoon = 50 * time.Millisecond
 	// More than so many in line are refused whatever the line does.
 	maxLine = 512
