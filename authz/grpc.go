@@ -6,6 +6,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 )
 
 // MaxMessage is the largest CheckRequest that is read.
@@ -40,7 +42,7 @@ func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: authv3.Authorization_ServiceDesc.ServiceName,
 		HandlerType: (*answerer)(nil),
-		Methods:     []grpc.MethodDesc{{MethodName: "Check", Handler: check}},
+		Streams:     []grpc.StreamDesc{{StreamName: "Check", Handler: check}},
 		Metadata:    authv3.Authorization_ServiceDesc.Metadata,
 	}, s)
 	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
@@ -53,21 +55,30 @@ func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 type answerer interface {
 	joinTrace(ctx context.Context) context.Context
 	Answer(ctx context.Context, request []byte) ([]byte, error)
+	tooLarge()
 }
 
-func check(server any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+// check is a unary call served as a stream of one message each way, which is the same on the wire and costs the same: only so does
+// one learn of a message that was too large to be read.
+func check(server any, stream grpc.ServerStream) error {
 	var in wireMessage
-	if err := decode(&in); err != nil {
-		return nil, err
+	s := server.(answerer)
+	if err := stream.RecvMsg(&in); err != nil {
+		if status.Code(err) == codes.ResourceExhausted {
+			s.tooLarge()
+		}
+		return err
 	}
 	defer in.buffer.Free()
-	s := server.(answerer)
-	out, err := s.Answer(s.joinTrace(ctx), in.buffer.ReadOnlyData())
+	out, err := s.Answer(s.joinTrace(stream.Context()), in.buffer.ReadOnlyData())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &wireMessage{mem.SliceBuffer(out)}, nil
+	return stream.SendMsg(&wireMessage{mem.SliceBuffer(out)})
 }
+
+// tooLarge counts a message over MaxMessage.
+func (s *Server) tooLarge() { s.metrics.add(Decision{Outcome: Malformed, Cause: TooLarge}, 0) }
 
 // wireMessage goes through the codec as it is.
 type wireMessage struct{ buffer mem.Buffer }

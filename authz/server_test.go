@@ -205,6 +205,11 @@ func TestCheckOverGRPC(t *testing.T) {
 	if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), request); status.Code(err) != codes.ResourceExhausted {
 		t.Error("a message over 4 MiB:", err)
 	}
+	want := "# HELP writ_decisions_total Requests decided, by policy set, outcome and what led to it.\n# TYPE writ_decisions_total counter\n" +
+		"writ_decisions_total{outcome=\"allowed\",reason=\"internal\",set=\"none\"} 1\nwrit_decisions_total{outcome=\"malformed\",reason=\"size\",set=\"none\"} 1\n"
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "writ_decisions_total"); err != nil {
+		t.Error(err)
+	}
 	err = conn.Invoke(t.Context(), "/envoy.service.auth.v3.Authorization/Check", &grpc_health_v1.HealthCheckRequest{Service: "\x0f"}, &authv3.CheckResponse{})
 	if status.Code(err) != codes.InvalidArgument {
 		t.Error("bytes that are no CheckRequest:", err)

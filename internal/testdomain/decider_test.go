@@ -257,7 +257,7 @@ func TestHostileRequests(t *testing.T) {
 		{"bytes that are no message", 1000, 8, code(codes.InvalidArgument, []byte{0xff}), []string{"malformed/message"}},
 		{"a message cut short", 1000, 8, code(codes.InvalidArgument, []byte{0x0a, 0x7f, 0x0a}), []string{"malformed/message"}},
 		{"a path that is not UTF-8", 1000, 8, code(codes.InvalidArgument, badPath()), []string{"malformed/message"}},
-		{"bodies of 10 MB", 20, 4, code(codes.ResourceExhausted, wireOf(t, withBody(5_000_000, "1"))), nil}, // gRPC refuses them before anything is read
+		{"bodies of 10 MB", 20, 4, code(codes.ResourceExhausted, wireOf(t, withBody(5_000_000, "1"))), []string{"malformed/size"}},
 		{"bodies of very many values", 20, 4, answer(withBody(2_000_000, "1"), refused, failed), []string{"refused/size", "failed/timeout", "failed/shed"}},
 		{"bodies as large as they may be", 20, 4, answer(withBody(190_000, "12345678901234567890"), denied, failed), []string{"denied/undefined", "failed/timeout", "failed/memory", "failed/shed"}},
 		{"100,000 headers in the message", 10, 2, answer(manyFields(), denied, failed), []string{"denied/undefined", "failed/timeout", "failed/memory", "failed/shed"}},
