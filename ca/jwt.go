@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -33,8 +34,8 @@ const ProfileJWT = "jwt"
 // JWTConfig is what a JWTAuthority is made of. TrustDomain, Server, Keys and Ledger are required.
 type JWTConfig struct {
 	TrustDomain spiffeid.TrustDomain
-	Server      string // this server's name, as in /writ/server/NAME
-	Keys        keystore.Store
+	Server      string         // this server's name, as in /writ/server/NAME
+	Keys        keystore.Store // its kind of key says how tokens are signed: ES256 or RS256
 	Ledger      Ledger
 	Issuer      string           // `iss` of every token: where OIDC finds the keys; no `iss` where empty
 	Now         func() time.Time // time.Now where nil
@@ -63,8 +64,9 @@ type JWTAuthority struct {
 type jwtSigner struct {
 	id, keyName string
 	key         crypto.Signer // prints nothing of the private key: never log a jwtSigner
-	header      string        // as it stands in the token, with the dot behind it
-	since       time.Time     // in the bundle
+	algorithm   jwtAlgorithm
+	header      string    // as it stands in the token, with the dot behind it
+	since       time.Time // in the bundle
 	notAfter    time.Time
 	last        atomic.Int64 // the latest end of its tokens, Unix seconds
 }
@@ -176,7 +178,7 @@ func (a *JWTAuthority) Draft(r JWTRequest) (*JWTDraft, error) {
 		return nil, fmt.Errorf("encode claims of %s: %w", r.ID, err)
 	}
 	d.signed = by.header + base64.RawURLEncoding.EncodeToString(claims)
-	if len(d.signed)+1+base64.RawURLEncoding.EncodedLen(2*coordinate) > svid.MaxJWTLength {
+	if len(d.signed)+1+base64.RawURLEncoding.EncodedLen(by.algorithm.size) > svid.MaxJWTLength {
 		return nil, refuse(fmt.Errorf("the token would be longer than %d bytes", svid.MaxJWTLength), "the audience cannot be issued")
 	}
 	by.note(d.expires)
@@ -224,15 +226,37 @@ func (a *JWTAuthority) Issue(d *JWTDraft) (string, error) {
 		return "", fault.New(fault.Stale, nil, "the draft has expired")
 	}
 	digest := d.Digest()
-	der, err := d.by.key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	signature, err := d.by.key.Sign(rand.Reader, digest[:], crypto.SHA256) // of an RSA key: PKCS #1 v1.5, as RS256 is
 	if err != nil {
 		return "", fault.New(fault.Unavailable, err, "the JWT key does not sign").With(fault.AuthorityMissing, "")
 	}
-	signature, err := fixedWidth(der)
-	if err != nil {
-		return "", fmt.Errorf("sign with JWT authority %s: %w", d.by.id, err)
+	if d.by.algorithm == es256 {
+		if signature, err = fixedWidth(signature); err != nil {
+			return "", fmt.Errorf("sign with JWT authority %s: %w", d.by.id, err)
+		}
 	}
 	return d.signed + "." + base64.RawURLEncoding.EncodeToString(signature), nil
+}
+
+// jwtAlgorithm is how a kind of key signs tokens.
+type jwtAlgorithm struct {
+	name string // `alg`
+	size int    // of a signature, in bytes
+}
+
+// ES256 unless somebody's verifier knows RSA alone: an RSA signature costs the server some twenty-five times as much.
+var es256, rs256 = jwtAlgorithm{"ES256", 2 * coordinate}, jwtAlgorithm{"RS256", 256}
+
+// jwtAlgorithmOf says which keys sign tokens.
+func jwtAlgorithmOf(public crypto.PublicKey) (jwtAlgorithm, error) {
+	kind, err := kindOf(public)
+	if key, ok := public.(*rsa.PublicKey); ok && err == nil && key.Size() == rs256.size {
+		return rs256, nil
+	}
+	if kind == "P-256" {
+		return es256, nil
+	}
+	return jwtAlgorithm{}, errors.New("JWT keys are P-256, or RSA of 2048 bits")
 }
 
 const coordinate = 32 // bytes of a P-256 coordinate

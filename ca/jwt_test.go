@@ -104,6 +104,66 @@ func TestJWTSaysNothingMoreThanItMust(t *testing.T) {
 	}
 }
 
+// With a keystore of the other kind tokens are RS256, which is all that some verifiers know; keys from before go on.
+func TestJWTUnderRSA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := jwtConfig()
+		a := startJWT(t, c)
+		stop := run(t, a)
+		before := token(t, a)
+		stop()
+		c.Keys = both{c.Keys, keystore.MemoryFor(keystore.RSA2048)}
+		b := running(t, c)
+		if got := token(t, b); got.KeyID != before.KeyID || got.Algorithm != "ES256" {
+			t.Errorf("after the change key %s signs by %s", got.KeyID, got.Algorithm)
+		}
+		for b.Waiting() == "" {
+			time.Sleep(time.Minute)
+		}
+		b.Acknowledge(b.Waiting())
+		synctest.Wait()
+		j := token(t, b)
+		if j.KeyID == before.KeyID || j.Algorithm != "RS256" || len(kids(b)) != 2 {
+			t.Errorf("key %s signs by %s, of %v", j.KeyID, j.Algorithm, kids(b))
+		}
+		r := jwtRequest()
+		for n := 1000; ; n-- { // the longest that there is room for
+			r.Audience = nil
+			for i := range 12 {
+				r.Audience = append(r.Audience, fmt.Sprint(i, strings.Repeat("x", n)))
+			}
+			d, err := b.Draft(r)
+			if err != nil {
+				continue
+			}
+			if text := must(b.Issue(d))(t); len(text) > svid.MaxJWTLength || len(text) < svid.MaxJWTLength-20 {
+				t.Errorf("the longest token has %d bytes", len(text))
+			}
+			return
+		}
+	})
+}
+
+// both loads from either and makes in the second.
+type both struct{ first, second keystore.Store }
+
+func (b both) Create(ctx context.Context, name string) (crypto.Signer, error) {
+	return b.second.Create(ctx, name)
+}
+
+func (b both) Load(ctx context.Context, name string) (crypto.Signer, error) {
+	if key, err := b.first.Load(ctx, name); err == nil {
+		return key, nil
+	}
+	return b.second.Load(ctx, name)
+}
+
+func (b both) Remove(ctx context.Context, name string) error {
+	return errors.Join(b.first.Remove(ctx, name), b.second.Remove(ctx, name))
+}
+
+func (both) Lasting() bool { return true }
+
 func unbase64(t testing.TB, s string) string {
 	t.Helper()
 	return string(must(base64.RawURLEncoding.DecodeString(s))(t))

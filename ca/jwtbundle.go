@@ -99,12 +99,12 @@ func readJWTRecord(r AuthorityRecord) (jwtKnown, error) {
 
 // jwtKeyID derives `kid` from the key, as with certificates.
 func jwtKeyID(public crypto.PublicKey) (string, error) {
+	if _, err := jwtAlgorithmOf(public); err != nil {
+		return "", err
+	}
 	encoded, err := encodeKey(public)
 	if err != nil {
 		return "", err
-	}
-	if encoded.kind != "P-256" {
-		return "", errors.New("JWT keys are P-256")
 	}
 	return hex.EncodeToString(encoded.id), nil
 }

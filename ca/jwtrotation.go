@@ -72,15 +72,22 @@ func (a *JWTAuthority) open(ctx context.Context, k jwtKnown) (*jwtSigner, error)
 		a.config.Log.WarnContext(ctx, "JWT key cannot be used, a new one takes its place", "authority_id", k.ID, "err", err)
 		return nil, nil
 	}
-	s := newJWTSigner(k, key, k.KeyName)
+	s, err := newJWTSigner(k, key, k.KeyName)
+	if err != nil {
+		return nil, err
+	}
 	s.last.Store(k.NotAfter.Unix())
 	return s, nil
 }
 
-func newJWTSigner(k jwtKnown, key crypto.Signer, keyName string) *jwtSigner {
-	header := fmt.Sprintf(`{"alg":"ES256","kid":%q,"typ":"JWT"}`, k.ID) // nothing else: some clients refuse what they do not know
-	return &jwtSigner{id: k.ID, key: key, keyName: keyName, since: k.NotBefore, notAfter: k.NotAfter,
-		header: base64.RawURLEncoding.EncodeToString([]byte(header)) + "."}
+func newJWTSigner(k jwtKnown, key crypto.Signer, keyName string) (*jwtSigner, error) {
+	algorithm, err := jwtAlgorithmOf(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	header := fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"}`, algorithm.name, k.ID) // nothing else: some clients refuse what they do not know
+	return &jwtSigner{id: k.ID, key: key, keyName: keyName, algorithm: algorithm, since: k.NotBefore, notAfter: k.NotAfter,
+		header: base64.RawURLEncoding.EncodeToString([]byte(header)) + "."}, nil
 }
 
 // prepare makes a key and puts it into the bundle. It signs nothing yet.
@@ -91,6 +98,10 @@ func (a *JWTAuthority) prepare(ctx context.Context) error {
 		return err
 	}
 	k, err := a.opening(key, keyName)
+	var next *jwtSigner
+	if err == nil {
+		next, err = newJWTSigner(k, key, keyName)
+	}
 	if err == nil {
 		err = a.record(ctx, k)
 	}
@@ -101,7 +112,7 @@ func (a *JWTAuthority) prepare(ctx context.Context) error {
 		return err
 	}
 	a.mu.Lock()
-	a.next, a.acked = newJWTSigner(k, key, keyName), ""
+	a.next, a.acked = next, ""
 	a.mu.Unlock()
 	a.config.Log.InfoContext(ctx, "JWT key prepared", "authority_id", k.ID, "not_after", k.NotAfter)
 	return nil

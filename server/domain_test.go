@@ -63,6 +63,7 @@ type domain struct {
 	server    *server.Server
 	address   string
 	issuer    string // of tokens; none
+	jwtKind   keystore.Kind
 	admin     adminv1.AdminClient
 	metrics   *prometheus.Registry
 	log       *lines
@@ -76,13 +77,13 @@ type domain struct {
 // newDomain starts a domain. Each option may change the server's configuration.
 func newDomain(t *testing.T, options ...func(*server.Config)) *domain {
 	t.Helper()
-	return newDomainAt(t, "", options...)
+	return newDomainAt(t, "", keystore.P256, options...)
 }
 
-// newDomainAt starts a domain whose tokens name an issuer.
-func newDomainAt(t *testing.T, issuer string, options ...func(*server.Config)) *domain {
+// newDomainAt starts a domain whose tokens name an issuer and are signed by a kind of key.
+func newDomainAt(t *testing.T, issuer string, kind keystore.Kind, options ...func(*server.Config)) *domain {
 	t.Helper()
-	d := &domain{t: t, issuer: issuer, metrics: prometheus.NewRegistry(), log: &lines{}, dataDir: t.TempDir()}
+	d := &domain{t: t, issuer: issuer, jwtKind: kind, metrics: prometheus.NewRegistry(), log: &lines{}, dataDir: t.TempDir()}
 	d.makeFactory()
 	d.open(options)
 	t.Cleanup(func() { d.stop() })
@@ -99,7 +100,7 @@ func (d *domain) open(options []func(*server.Config)) {
 	d.db = must(store.Open(ctx, store.Config{DataDir: d.dataDir, Server: "one", Now: d.now, Log: log}))(d.t)
 	keys := must(keystore.Open("memory", d.dataDir))(d.t)
 	d.authority = must(ca.New(ctx, ca.Config{TrustDomain: example, Server: "one", Keys: keys, Ledger: d.db, Now: d.now, Log: log}))(d.t)
-	d.jwt = must(ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: example, Server: "one", Keys: keys, Ledger: d.db, Issuer: d.issuer, Now: d.now, Log: log}))(d.t)
+	d.jwt = must(ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: example, Server: "one", Keys: keystore.MemoryFor(d.jwtKind), Ledger: d.db, Issuer: d.issuer, Now: d.now, Log: log}))(d.t)
 	node := must(net.Listen("tcp", "127.0.0.1:0"))(d.t)
 	d.address = node.Addr().String()
 	pop := must(x509pop.NewVerifier(x509pop.VerifierConfig{Roots: pemOf(d.factory)}))(d.t)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
@@ -13,10 +14,13 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/writ-dev/writ/svid"
 )
 
 // OIDC says under which URL others find the keys of our JWT-SVIDs.
@@ -75,15 +79,12 @@ func (s *Server) OIDCServer() *http.Server {
 }
 
 func (s *Server) oidcHandler() http.Handler {
-	issuer := s.config.OIDC.Issuer
 	base := ""
-	if u, err := url.Parse(issuer); err == nil {
+	if u, err := url.Parse(s.config.OIDC.Issuer); err == nil {
 		base = u.EscapedPath()
 	}
-	document := discovery{Issuer: issuer, KeysURL: issuer + keysPath, Responses: []string{"id_token"}, Subjects: []string{"public"},
-		Algorithms: []string{string(jose.ES256)}, Claims: []string{"iss", "sub", "aud", "exp", "iat"}}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+base+"/.well-known/openid-configuration", func(w http.ResponseWriter, r *http.Request) { s.answerJSON(w, r, document) })
+	mux.HandleFunc("GET "+base+"/.well-known/openid-configuration", func(w http.ResponseWriter, r *http.Request) { s.answerJSON(w, r, s.oidcDocument()) })
 	mux.HandleFunc("GET "+base+keysPath, func(w http.ResponseWriter, r *http.Request) { s.answerJSON(w, r, s.oidcKeys()) })
 	return mux
 }
@@ -92,9 +93,31 @@ func (s *Server) oidcHandler() http.Handler {
 func (s *Server) oidcKeys() jose.JSONWebKeySet {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	for _, k := range s.config.JWT.Bundle().Keys {
-		set.Keys = append(set.Keys, jose.JSONWebKey{KeyID: k.ID, Key: k.Public, Use: "sig", Algorithm: string(jose.ES256)})
+		set.Keys = append(set.Keys, jose.JSONWebKey{KeyID: k.ID, Key: k.Public, Use: "sig", Algorithm: algorithmOf(k)})
 	}
 	return set
+}
+
+// algorithmOf says how a key of ours signs.
+func algorithmOf(k svid.JWTKey) string {
+	if _, ok := k.Public.(*rsa.PublicKey); ok {
+		return string(jose.RS256)
+	}
+	return string(jose.ES256)
+}
+
+// oidcDocument names the algorithms of the keys that there are.
+func (s *Server) oidcDocument() discovery {
+	issuer := s.config.OIDC.Issuer
+	d := discovery{Issuer: issuer, KeysURL: issuer + keysPath, Responses: []string{"id_token"}, Subjects: []string{"public"},
+		Algorithms: []string{}, Claims: []string{"iss", "sub", "aud", "exp", "iat"}}
+	for _, k := range s.config.JWT.Bundle().Keys {
+		if name := algorithmOf(k); !slices.Contains(d.Algorithms, name) {
+			d.Algorithms = append(d.Algorithms, name)
+		}
+	}
+	slices.Sort(d.Algorithms)
+	return d
 }
 
 // answerJSON lets others keep the answer as long as the authority waits before it signs with a new key.

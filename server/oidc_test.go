@@ -22,17 +22,18 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 
 	"github.com/writ-dev/writ/api/registrationv1"
+	"github.com/writ-dev/writ/ca/keystore"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/server"
 )
 
 // newIssuer starts a domain whose keys OIDC clients find at a path of this host; client trusts the domain's root and speaks as old
 // a TLS as the clouds still do.
-func newIssuer(t *testing.T) (d *domain, client *http.Client) {
+func newIssuer(t *testing.T, kind keystore.Kind) (d *domain, client *http.Client) {
 	t.Helper()
 	l := must(net.Listen("tcp", "localhost:0"))(t)
 	issuer := fmt.Sprintf("https://localhost:%d/org", l.Addr().(*net.TCPAddr).Port)
-	d = newDomainAt(t, issuer, func(c *server.Config) { c.OIDC = &server.OIDC{Issuer: issuer} })
+	d = newDomainAt(t, issuer, kind, func(c *server.Config) { c.OIDC = &server.OIDC{Issuer: issuer} })
 	s := d.server.OIDCServer()
 	done := make(chan error)
 	go func() { done <- s.ServeTLS(l, "", "") }()
@@ -67,7 +68,7 @@ func ask(t *testing.T, client *http.Client, method, url string, header ...string
 // kid and crv, x, y, and nothing else. All three: the issuer byte for byte as in `iss`.
 func TestOIDCDocuments(t *testing.T) {
 	t.Parallel()
-	d, client := newIssuer(t)
+	d, client := newIssuer(t, keystore.P256)
 	answer, text := ask(t, client, "GET", d.issuer+"/.well-known/openid-configuration")
 	want := fmt.Sprintf(`{"issuer":%q,"jwks_uri":%q,"response_types_supported":["id_token"],"subject_types_supported":["public"],`+
 		`"id_token_signing_alg_values_supported":["ES256"],"claims_supported":["iss","sub","aud","exp","iat"]}`, d.issuer, d.issuer+"/keys")
@@ -93,7 +94,7 @@ func TestOIDCDocuments(t *testing.T) {
 
 func TestOIDCAnswersOnlyWhatItServes(t *testing.T) {
 	t.Parallel()
-	d, client := newIssuer(t)
+	d, client := newIssuer(t, keystore.P256)
 	first, body := ask(t, client, "GET", d.issuer+"/keys")
 	for _, row := range []struct {
 		name, method, url string
@@ -121,7 +122,7 @@ func TestOIDCAnswersOnlyWhatItServes(t *testing.T) {
 // go-oidc takes our tokens from discovery on, and refuses what it should.
 func TestGoOIDC(t *testing.T) {
 	t.Parallel()
-	d, client := newIssuer(t)
+	d, client := newIssuer(t, keystore.P256)
 	h := d.joinFor(entry("orders"))
 	ctx := oidc.ClientContext(t.Context(), client)
 	provider := must(oidc.NewProvider(ctx, d.issuer))(t)
@@ -137,7 +138,7 @@ func TestGoOIDC(t *testing.T) {
 	if _, err := provider.Verifier(late).Verify(ctx, token); err == nil {
 		t.Error("taken after its end")
 	}
-	foreign := newDomainAt(t, d.issuer)
+	foreign := newDomainAt(t, d.issuer, keystore.P256)
 	forged := foreign.joinFor(entry("orders")).jwt("orders", "sts.amazonaws.com").Token
 	if _, err := provider.Verifier(&oidc.Config{ClientID: "sts.amazonaws.com"}).Verify(ctx, forged); err == nil {
 		t.Error("taken under a key that is not published")
@@ -152,10 +153,29 @@ func (d *domain) joinFor(e *registrationv1.Entry) *host {
 	return d.join("web-1")
 }
 
+// Under RSA, the one algorithm that Azure takes, discovery says so, and go-oidc reads the document and the token.
+func TestOIDCUnderRSA(t *testing.T) {
+	t.Parallel()
+	d, client := newIssuer(t, keystore.RSA2048)
+	h := d.joinFor(entry("orders"))
+	ctx := oidc.ClientContext(t.Context(), client)
+	provider := must(oidc.NewProvider(ctx, d.issuer))(t)
+	token := h.jwt("orders", "api://AzureADTokenExchange").Token
+	must(provider.Verifier(&oidc.Config{ClientID: "api://AzureADTokenExchange"}).Verify(ctx, token))(t)
+	_, text := ask(t, client, "GET", d.issuer+"/.well-known/openid-configuration")
+	_, keys := ask(t, client, "GET", d.issuer+"/keys")
+	if !strings.Contains(text, `"id_token_signing_alg_values_supported":["RS256"]`) || !strings.Contains(keys, `"alg":"RS256"`) || strings.Count(keys, `"kid"`) != 1 {
+		t.Errorf("answered %s and %s", text, keys)
+	}
+	f := h.follow()
+	f.next()
+	must(verifyJWT(f.bundle, token, "api://AzureADTokenExchange"))(t)
+}
+
 // npm's jose takes our tokens too; it passes over keys whose use it does not know.
 func TestJose(t *testing.T) {
 	t.Parallel()
-	d, _ := newIssuer(t)
+	d, _ := newIssuer(t, keystore.P256)
 	h := d.joinFor(entry("orders"))
 	library := must(filepath.Abs("../.cache/node/node_modules/jose/dist/webapi/index.js"))(t)
 	if _, err := os.Stat(library); err != nil {
@@ -229,6 +249,7 @@ func TestCheckIssuer(t *testing.T) {
 		}
 	}
 	d := newDomain(t)
+	d.join("web-1") // both surfaces serve, so they can be stopped
 	for name, spoil := range map[string]func(*server.Config){
 		"an issuer that is none":            func(c *server.Config) { c.OIDC = &server.OIDC{Issuer: "http://x"} },
 		"keys of an authority that is none": func(c *server.Config) { c.OIDC, c.JWT = &server.OIDC{Issuer: "https://x"}, nil },

@@ -19,17 +19,21 @@ import (
 
 // disk keeps each key as PKCS#8 PEM in NAME.pem.
 type disk struct {
+	kind   Kind
 	folder string
 	mu     sync.Mutex // keeps two Creates of one name apart
 }
 
 // Disk keeps keys as files that only their owner may read, in a folder that it makes where there is none. A folder or a file
 // with a wider mode is refused: somebody may have read the key already.
-func Disk(folder string) (Store, error) {
+func Disk(folder string) (Store, error) { return DiskFor(P256, folder) }
+
+// DiskFor is Disk that makes keys of a kind.
+func DiskFor(kind Kind, folder string) (Store, error) {
 	if err := durable.MakeFolder(folder, 0o700); err != nil {
 		return nil, wide(fmt.Errorf("open key folder: %w", err))
 	}
-	return &disk{folder: folder}, nil
+	return &disk{kind: kind, folder: folder}, nil
 }
 
 func (d *disk) path(name string) string { return filepath.Join(d.folder, name+".pem") }
@@ -46,7 +50,7 @@ func (d *disk) Create(_ context.Context, name string) (crypto.Signer, error) {
 		}
 		return nil, taken(name)
 	}
-	key, err := generate()
+	key, err := d.kind.generate()
 	if err != nil {
 		return nil, fmt.Errorf("make key %s: %w", name, err)
 	}

@@ -19,8 +19,8 @@ import (
 
 // Store keeps signing keys by name. A name is lower-case letters, digits and hyphens. A Store may be used by several goroutines.
 type Store interface {
-	// Create makes an ECDSA P-256 key under a new name; fault.Conflict if there is one of that name. The key is as lasting as
-	// the Store is before Create returns.
+	// Create makes a key under a new name, ECDSA P-256 unless the Store is for another Kind; fault.Conflict if there is one of that
+	// name. The key is as lasting as the Store is before Create returns.
 	Create(ctx context.Context, name string) (crypto.Signer, error)
 	// Load gives the key of that name; fault.NotFound if there is none.
 	Load(ctx context.Context, name string) (crypto.Signer, error)
@@ -32,13 +32,16 @@ type Store interface {
 
 // Open makes the Store of a configuration's `ca.keys`: "disk" for files in the data directory, "memory" for keys that end with
 // the process. URIs of hardware and cloud key services are known words that this version does not serve.
-func Open(uri, dataDir string) (Store, error) {
+func Open(uri, dataDir string) (Store, error) { return OpenFor(P256, uri, dataDir) }
+
+// OpenFor is Open of a Store that makes keys of a kind. What it loads may be of any.
+func OpenFor(kind Kind, uri, dataDir string) (Store, error) {
 	scheme, _, isURI := strings.Cut(uri, ":")
 	switch {
 	case uri == "disk":
-		return Disk(filepath.Join(dataDir, "keys"))
+		return DiskFor(kind, filepath.Join(dataDir, "keys"))
 	case uri == "memory":
-		return Memory(), nil
+		return MemoryFor(kind), nil
 	case isURI && keyServices[scheme]:
 		return nil, fault.New(fault.Invalid, nil, "ca.keys: key service "+scheme+" is not there yet").
 			With(fault.NotThereYet, "set ca.keys to disk or memory")
@@ -51,8 +54,22 @@ func Open(uri, dataDir string) (Store, error) {
 var keyServices = map[string]bool{"pkcs11": true, "tpmkms": true, "awskms": true, "cloudkms": true, "azurekms": true,
 	"sshagentkms": true, "yubikey": true, "softkms": true, "kms": true}
 
-// generate is the one place that chooses the kind of an authority's key.
-func generate() (crypto.Signer, error) { return keyutil.GenerateSigner("EC", "P-256", 0) }
+// Kind is what keys a Store makes.
+type Kind uint8
+
+// The kinds of keys. RSA is for tokens whose readers know nothing else.
+const (
+	P256    Kind = iota // ECDSA
+	RSA2048             // RSA of 2048 bits
+)
+
+// generate is the one place that makes an authority's key.
+func (k Kind) generate() (crypto.Signer, error) {
+	if k == RSA2048 {
+		return keyutil.GenerateSigner("RSA", "", 2048)
+	}
+	return keyutil.GenerateSigner("EC", "P-256", 0)
+}
 
 var goodName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
 

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
 	"io/fs"
@@ -33,6 +34,25 @@ func TestStores(t *testing.T) {
 			t.Run("a removed key is gone and its name free", func(t *testing.T) { removedKey(t, open(t)) })
 			t.Run("a name cannot leave the store", func(t *testing.T) { badNames(t, open(t)) })
 		})
+	}
+}
+
+// A store of another kind makes what it is for, and loads what was there before it was for that.
+func TestKinds(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "keys")
+	must(onDisk(t, folder).Create(t.Context(), "old"))(t)
+	for name, s := range map[string]keystore.Store{"memory": keystore.MemoryFor(keystore.RSA2048), "disk": must(keystore.DiskFor(keystore.RSA2048, folder))(t)} {
+		created := must(s.Create(t.Context(), "jwt-1"))(t)
+		public, ok := created.Public().(*rsa.PublicKey)
+		if !ok || public.N.BitLen() != 2048 {
+			t.Fatalf("%s: key is %T", name, created.Public())
+		}
+		if loaded := must(s.Load(t.Context(), "jwt-1"))(t); !public.Equal(loaded.Public()) {
+			t.Errorf("%s: another key is loaded", name)
+		}
+		if old, err := s.Load(t.Context(), "old"); name == "disk" && (err != nil || public.Equal(old.Public())) {
+			t.Errorf("the key from before is %v, %v", old, err)
+		}
 	}
 }
 

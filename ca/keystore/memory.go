@@ -8,18 +8,23 @@ import (
 )
 
 type memory struct {
+	kind Kind
+
 	mu   sync.Mutex
 	keys map[string]crypto.Signer
 }
 
 // Memory keeps keys until the process ends.
-func Memory() Store { return &memory{keys: make(map[string]crypto.Signer)} }
+func Memory() Store { return MemoryFor(P256) }
+
+// MemoryFor is Memory that makes keys of a kind.
+func MemoryFor(kind Kind) Store { return &memory{kind: kind, keys: make(map[string]crypto.Signer)} }
 
 func (m *memory) Create(_ context.Context, name string) (crypto.Signer, error) {
 	if err := checkName(name); err != nil {
 		return nil, fmt.Errorf("make key %q: %w", name, err)
 	}
-	key, err := generate()
+	key, err := m.kind.generate()
 	if err != nil {
 		return nil, fmt.Errorf("make key %s: %w", name, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/ca/keystore"
 	"github.com/writ-dev/writ/svid"
 )
 
@@ -35,8 +36,12 @@ type caConfig struct {
 	TTL       time.Duration `yaml:"ttl"`         // the issuing certificate's; 24h
 	RootTTL   time.Duration `yaml:"root_ttl"`    // 87600h
 	JWTKeyTTL time.Duration `yaml:"jwt_key_ttl"` // of a key that signs JWT-SVIDs; a new one is made at half of it; 24h
+	JWTAlg    string        `yaml:"jwt_alg"`     // ES256, or RS256 where a verifier knows nothing else; of new keys; ES256
 	Keys      string        `yaml:"keys"`        // disk, memory or a kms URI; disk
 }
+
+// jwtKinds are the keys that sign by each algorithm.
+var jwtKinds = map[string]keystore.Kind{"ES256": keystore.P256, "RS256": keystore.RSA2048}
 
 type svidConfig struct {
 	X509TTL time.Duration `yaml:"x509_ttl"` // where an entry names none; 1h
@@ -75,6 +80,7 @@ func (c serverConfig) withDefaults() serverConfig {
 	orDefault(&c.CA.TTL, 24*time.Hour)
 	orDefault(&c.CA.RootTTL, 87600*time.Hour)
 	orDefault(&c.CA.JWTKeyTTL, 24*time.Hour)
+	orDefault(&c.CA.JWTAlg, "ES256")
 	orDefault(&c.CA.Keys, "disk")
 	orDefault(&c.SVID.X509TTL, time.Hour)
 	orDefault(&c.SVID.JWTTTL, 5*time.Minute)
@@ -113,6 +119,9 @@ func (c serverConfig) problems() problems {
 	}
 	if c.CA.JWTKeyTTL < time.Minute {
 		p.add("ca.jwt_key_ttl", "%s is under a minute", c.CA.JWTKeyTTL)
+	}
+	if _, known := jwtKinds[c.CA.JWTAlg]; !known {
+		p.add("ca.jwt_alg", "%q is neither ES256 nor RS256", c.CA.JWTAlg)
 	}
 	if c.SVID.JWTTTL < time.Second || c.SVID.JWTTTL > c.CA.JWTKeyTTL/2 {
 		p.add("svid.jwt_ttl", "%s is not between 1s and half of ca.jwt_key_ttl, %s", c.SVID.JWTTTL, c.CA.JWTKeyTTL/2)

@@ -111,7 +111,7 @@ func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metr
 	return d, nil
 }
 
-// openAuthorities opens what signs certificates and what signs tokens; they share a keystore and no key.
+// openAuthorities opens what signs certificates and what signs tokens; their keys lie in one place, and they share none.
 func (d *serverDaemon) openAuthorities(ctx context.Context, domain spiffeid.TrustDomain) error {
 	c := d.config
 	keys, err := keystore.Open(c.CA.Keys, c.DataDir)
@@ -122,11 +122,15 @@ func (d *serverDaemon) openAuthorities(ctx context.Context, domain spiffeid.Trus
 		TTL: c.CA.TTL, RootTTL: c.CA.RootTTL}); err != nil {
 		return err
 	}
+	jwtKeys, err := keystore.OpenFor(jwtKinds[c.CA.JWTAlg], c.CA.Keys, c.DataDir)
+	if err != nil {
+		return err
+	}
 	settle := time.Duration(0)
 	if c.OIDC.Issuer != "" {
 		settle = server.RefreshHint // as long as OIDC clients may hold the keys that they read
 	}
-	d.jwt, err = ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: domain, Server: c.Name, Keys: keys, Ledger: d.store, Log: d.log,
+	d.jwt, err = ca.NewJWT(ctx, ca.JWTConfig{TrustDomain: domain, Server: c.Name, Keys: jwtKeys, Ledger: d.store, Log: d.log,
 		Issuer: c.OIDC.Issuer, KeyTTL: c.CA.JWTKeyTTL, Hint: server.RefreshHint, Settle: settle})
 	return err
 }
