@@ -53,16 +53,22 @@ func (a *Authority) jwks() []byte {
 func (a *Authority) JWT(claims map[string]any) string {
 	a.Lock()
 	defer a.Unlock()
-	return a.jwt(claims)
+	return a.jwt(claims, a.jwtKeys[0])
 }
 
-func (a *Authority) jwt(claims map[string]any) string {
+// JWTByCA signs them with the key that issues X.509-SVIDs, under the name of the present key.
+func (a *Authority) JWTByCA(claims map[string]any) string {
+	a.Lock()
+	defer a.Unlock()
+	return a.jwt(claims, jwtKey{a.jwtKeys[0].id, a.key})
+}
+
+func (a *Authority) jwt(claims map[string]any, key jwtKey) string {
 	payload, err := json.Marshal(claims)
 	if err != nil {
 		a.t.Error(err)
 		return ""
 	}
-	key := a.jwtKeys[0]
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key.key, KeyID: key.id}},
 		(&jose.SignerOptions{}).WithType("JWT"))
 	if err != nil {
@@ -121,6 +127,6 @@ func (a *Authority) signJWT(r *nodev1.JWTSigningRequest) *nodev1.JWTSigningResul
 		ttl = entry.GetJwtTtl().AsDuration()
 	}
 	issued, expires := a.Now().Unix(), a.Now().Add(ttl).Unix()
-	token := a.jwt(map[string]any{"sub": r.GetSpiffeId(), "aud": r.GetAudience(), "iat": issued, "exp": expires})
+	token := a.jwt(map[string]any{"sub": r.GetSpiffeId(), "aud": r.GetAudience(), "iat": issued, "exp": expires}, a.jwtKeys[0])
 	return &nodev1.JWTSigningResult{Token: token, IssuedUnix: issued, ExpiresUnix: expires}
 }

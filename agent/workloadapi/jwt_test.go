@@ -88,42 +88,50 @@ func TestWAPI_50_AudienceIsMandatory(t *testing.T) {
 	}
 }
 
-func TestWAPI_51_52_55_57_OneForEachIdentity(t *testing.T) {
+func TestJWTSVIDsOfTheIdentitiesAskedFor(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("b"), entry("a"), entry("other", "/another/executable"))
 	conn := served(t, n)
-	want := names(svids(t, conn).next())
-	for range 5 {
-		got, named := mustFetchJWT(t, conn, "", "one", "two")
-		if !cmp.Equal(named, want) || !cmp.Equal(want, []string{"a", "b"}) {
-			t.Fatalf("it gets %v, and the X.509-SVIDs %v", named, want)
-		}
-		for _, s := range got {
-			j, err := jwtsvid.ParseInsecure(s.GetSvid(), []string{"two"})
-			if err != nil {
-				t.Fatal(err)
+	t.Run("WAPI-51, WAPI-52, WAPI-55, WAPI-57: all, in the order of the X.509-SVIDs", func(t *testing.T) {
+		want := names(svids(t, conn).next())
+		for range 5 {
+			got, named := mustFetchJWT(t, conn, "", "one", "two")
+			if !cmp.Equal(named, want) || !cmp.Equal(want, []string{"a", "b"}) {
+				t.Fatalf("it gets %v, and the X.509-SVIDs %v", named, want)
 			}
-			if j.ID.String() != s.GetSpiffeId() || !cmp.Equal(j.Audience, []string{"one", "two"}) {
-				t.Errorf("%s is of %s, for %v", s.GetSpiffeId(), j.ID, j.Audience)
+			for _, s := range got {
+				j, err := jwtsvid.ParseInsecure(s.GetSvid(), []string{"two"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if j.ID.String() != s.GetSpiffeId() || !cmp.Equal(j.Audience, []string{"one", "two"}) {
+					t.Errorf("%s is of %s, for %v", s.GetSpiffeId(), j.ID, j.Audience)
+				}
 			}
 		}
-	}
-}
-
-func TestWAPI_53_54_OneIdentityByName(t *testing.T) {
-	n := newNode(t)
-	n.server.Apply(entry("a"), entry("b"), entry("other", "/another/executable"))
-	conn := served(t, n)
-	if _, named := mustFetchJWT(t, conn, "spiffe://example.org/b", "db"); !cmp.Equal(named, []string{"b"}) {
-		t.Errorf("it gets %v", named)
-	}
-	for id, code := range map[string]codes.Code{
-		"spiffe://example.org/other": codes.PermissionDenied, "spiffe://example.org/nobody": codes.PermissionDenied,
-		"spiffe://foreign.org/a": codes.PermissionDenied, "spiffe://example.org/": codes.InvalidArgument, "foo": codes.InvalidArgument,
-		"spiffe://example.org/a/": codes.InvalidArgument, "SPIFFE://example.org/a": codes.InvalidArgument,
+	})
+	t.Run("WAPI-53: one", func(t *testing.T) {
+		if _, named := mustFetchJWT(t, conn, "spiffe://example.org/b", "db"); !cmp.Equal(named, []string{"b"}) {
+			t.Errorf("it gets %v", named)
+		}
+	})
+	for _, row := range []struct {
+		name string
+		code codes.Code
+		says string
+		ids  []string
+	}{
+		{"WAPI-53: none of the caller's", codes.PermissionDenied, "no identity issued",
+			[]string{"spiffe://example.org/other", "spiffe://example.org/nobody", "spiffe://foreign.org/a", "spiffe://example.org"}},
+		{"WAPI-54: none at all", codes.InvalidArgument, "spiffe_id",
+			[]string{"foo", "spiffe://example.org/", "spiffe://example.org/a/", "SPIFFE://example.org/a"}},
 	} {
-		_, err := fetchJWT(t, conn, id, "db")
-		wantCode(t, err, code, map[codes.Code]string{codes.PermissionDenied: "no identity issued", codes.InvalidArgument: "spiffe_id"}[code])
+		t.Run(row.name, func(t *testing.T) {
+			for _, id := range row.ids {
+				_, err := fetchJWT(t, conn, id, "db")
+				wantCode(t, err, row.code, row.says)
+			}
+		})
 	}
 }
 
@@ -136,20 +144,26 @@ func TestWAPI_56_HintsAreUnique(t *testing.T) {
 	}
 }
 
-// WEP-20, rule 3: without an entry, each of the three says so in the words that rust-spiffe looks for.
-func TestWAPI_65_77_CallerWithoutIdentityIsDenied(t *testing.T) {
+// Rule 3: without an entry, each of the three says so in the words that rust-spiffe looks for.
+func TestCallerWithoutIdentityIsDeniedJWTs(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("other", "/another/executable"))
 	conn := served(t, n)
-	_, err := fetchJWT(t, conn, "", "db")
-	wantCode(t, err, codes.PermissionDenied, "no identity issued")
-	_, err = validate(t, conn, "db", n.server.JWT(claims("web", "db")))
-	wantCode(t, err, codes.PermissionDenied, "no identity issued")
-	jwtBundles(t, conn).ends(codes.PermissionDenied, "no identity issued")
+	t.Run("WEP-20: FetchJWTSVID", func(t *testing.T) {
+		_, err := fetchJWT(t, conn, "", "db")
+		wantCode(t, err, codes.PermissionDenied, "no identity issued")
+	})
+	t.Run("WAPI-65: FetchJWTBundles", func(t *testing.T) {
+		jwtBundles(t, conn).ends(codes.PermissionDenied, "no identity issued")
+	})
+	t.Run("WAPI-77: ValidateJWTSVID", func(t *testing.T) {
+		_, err := validate(t, conn, "db", n.server.JWT(claims("web", "db")))
+		wantCode(t, err, codes.PermissionDenied, "no identity issued")
+	})
 }
 
-// WEP-18, rule 2: while entries are unknown nobody is denied.
-func TestJWTsAreUnavailableUntilEntriesAreKnown(t *testing.T) {
+// Rule 2: while entries are unknown nobody is denied.
+func TestWEP_18_JWTsAreUnavailableUntilEntriesAreKnown(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("web"))
@@ -190,7 +204,7 @@ func TestWAPI_58_NoServerIsUnavailable(t *testing.T) {
 }
 
 // Rules 12, 19 and 20, R14.
-func TestWAPI_60_61_62_63_BundlesOfKeys(t *testing.T) {
+func TestBundlesOfJWTKeys(t *testing.T) {
 	n := newNode(t)
 	foreign, keyless := agenttest.New(t, "foreign.org"), agenttest.New(t, "keyless.org")
 	n.server.Change(foreign.Bundle())
@@ -201,23 +215,27 @@ func TestWAPI_60_61_62_63_BundlesOfKeys(t *testing.T) {
 	n.server.Apply(e)
 	n.server.RotateJWT(true)
 	got := jwtBundles(t, served(t, n)).next().GetBundles()
-	if ids := slices.Sorted(maps.Keys(got)); !cmp.Equal(ids, []string{"spiffe://example.org", "spiffe://foreign.org"}) {
-		t.Fatalf("bundles of %v", ids)
-	}
+	t.Run("WAPI-60, WAPI-25, INT-07: our own and the federated, by ID", func(t *testing.T) {
+		if ids := slices.Sorted(maps.Keys(got)); !cmp.Equal(ids, []string{"spiffe://example.org", "spiffe://foreign.org"}) {
+			t.Fatalf("bundles of %v", ids)
+		}
+	})
 	for id, count := range map[string]int{"spiffe://example.org": 2, "spiffe://foreign.org": 1} {
-		b, err := jwtbundle.Parse(spiffeid.RequireTrustDomainFromString(id), got[id])
-		if err != nil || len(b.JWTAuthorities()) != count {
-			t.Errorf("%s has %d keys, %v", id, len(b.JWTAuthorities()), err)
-		}
-		var set struct{ Keys []map[string]any }
-		if err := json.Unmarshal(got[id], &set); err != nil {
-			t.Fatal(err)
-		}
-		for _, key := range set.Keys {
-			if names := slices.Sorted(maps.Keys(key)); !cmp.Equal(names, []string{"crv", "kid", "kty", "x", "y"}) {
-				t.Errorf("a key has %v", names)
+		t.Run("WAPI-61, WAPI-62, WAPI-63: the keys of "+id, func(t *testing.T) {
+			b, err := jwtbundle.Parse(spiffeid.RequireTrustDomainFromString(id), got[id])
+			if err != nil || len(b.JWTAuthorities()) != count {
+				t.Errorf("%d keys, %v", len(b.JWTAuthorities()), err)
 			}
-		}
+			var set struct{ Keys []map[string]any }
+			if err := json.Unmarshal(got[id], &set); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range set.Keys {
+				if names := slices.Sorted(maps.Keys(key)); !cmp.Equal(names, []string{"crv", "kid", "kty", "x", "y"}) {
+					t.Errorf("a key has %v", names)
+				}
+			}
+		})
 	}
 }
 
@@ -264,7 +282,7 @@ func claims(name string, audience ...string) map[string]any {
 	return map[string]any{"sub": "spiffe://example.org/" + name, "aud": audience, "exp": time.Now().Add(time.Minute).Unix(), "iat": time.Now().Unix()}
 }
 
-func TestWAPI_72_76_OwnClaimsAreGiven(t *testing.T) {
+func TestWAPI_72_OwnClaimsAreGiven(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	conn := served(t, n)
@@ -279,13 +297,15 @@ func TestWAPI_72_76_OwnClaimsAreGiven(t *testing.T) {
 	if diff := cmp.Diff(want, got.GetClaims().AsMap()); diff != "" || got.GetSpiffeId() != c["sub"] {
 		t.Errorf("of %s: %s", got.GetSpiffeId(), diff)
 	}
-	c["aud"] = "db" // a text
-	if got, err = validate(t, conn, "db", n.server.JWT(c)); err != nil || !cmp.Equal(got.GetClaims().AsMap()["aud"], any([]any{"db"})) {
-		t.Errorf("aud is %v, %v", got.GetClaims().AsMap()["aud"], err)
-	}
+	t.Run("WAPI-76: aud is a text", func(t *testing.T) {
+		c["aud"] = "db"
+		if got, err = validate(t, conn, "db", n.server.JWT(c)); err != nil || !cmp.Equal(got.GetClaims().AsMap()["aud"], any([]any{"db"})) {
+			t.Errorf("aud is %v, %v", got.GetClaims().AsMap()["aud"], err)
+		}
+	})
 }
 
-func TestWAPI_72_74_ForeignTokens(t *testing.T) {
+func TestWAPI_72_OfForeignTokensThreeClaims(t *testing.T) {
 	n := newNode(t)
 	foreign, stranger := agenttest.New(t, "foreign.org"), agenttest.New(t, "stranger.org")
 	n.server.Change(foreign.Bundle())
@@ -308,10 +328,10 @@ func TestWAPI_72_74_ForeignTokens(t *testing.T) {
 		t.Errorf("of %s: %s", got.GetSpiffeId(), diff)
 	}
 	for name, token := range map[string]string{
-		"not federated with":           stranger.JWT(theirs("stranger.org")),
-		"our ID under a foreign key":   foreign.JWT(claims("web", "db")),
-		"a foreign ID under our key":   n.server.JWT(theirs("foreign.org")),
-		"a stranger's under a foreign": foreign.JWT(theirs("stranger.org")),
+		"WAPI-74: not federated with":           stranger.JWT(theirs("stranger.org")),
+		"WAPI-74: our ID under a foreign key":   foreign.JWT(claims("web", "db")),
+		"WAPI-74: a foreign ID under our key":   n.server.JWT(theirs("foreign.org")),
+		"WAPI-74: a stranger's under a foreign": foreign.JWT(theirs("stranger.org")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := validate(t, conn, "db", token)
@@ -321,7 +341,7 @@ func TestWAPI_72_74_ForeignTokens(t *testing.T) {
 }
 
 // Rule 21. What makes a token invalid is tested in package svid, row by row; here is one of each kind.
-func TestWAPI_70_71_73_WhatIsInvalidIsRefused(t *testing.T) {
+func TestWAPI_73_WhatIsInvalidIsRefused(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	conn := served(t, n)
@@ -338,17 +358,18 @@ func TestWAPI_70_71_73_WhatIsInvalidIsRefused(t *testing.T) {
 		t.Errorf("five seconds after its end: %v", err)
 	}
 	for name, row := range map[string][2]string{
-		"no audience":         {"", good},
-		"no token":            {"db", ""},
-		"nothing at all":      {"", ""},
-		"garbage":             {"db", "garbage"},
-		"another audience":    {"cache", good},
-		"another case":        {"DB", good},
-		"eleven seconds late": {"db", n.server.JWT(old)},
-		"an ID without path":  {"db", n.server.JWT(rootless)},
-		"another authority's": {"db", agenttest.New(t, "example.org").JWT(claims("web", "db"))},
-		"a line break":        {"db", good + "\n"},
-		"a cut signature":     {"db", good[:len(good)-2]},
+		"WAPI-70: no audience":                   {"", good},
+		"WAPI-70: no token":                      {"db", ""},
+		"WAPI-70: nothing at all":                {"", ""},
+		"WAPI-71: garbage":                       {"db", "garbage"},
+		"WAPI-71: another audience":              {"cache", good},
+		"WAPI-71: another case":                  {"DB", good},
+		"WAPI-71: eleven seconds late":           {"db", n.server.JWT(old)},
+		"WAPI-71: an ID without path":            {"db", n.server.JWT(rootless)},
+		"WAPI-71: another authority's":           {"db", agenttest.New(t, "example.org").JWT(claims("web", "db"))},
+		"WAPI-64: by the key of the X.509-SVIDs": {"db", n.server.JWTByCA(claims("web", "db"))},
+		"WAPI-71: a line break":                  {"db", good + "\n"},
+		"WAPI-71: a cut signature":               {"db", good[:len(good)-2]},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := validate(t, conn, row[0], row[1])
@@ -390,8 +411,8 @@ func TestCallerIsAttestedOncePerConnectionForEveryCall(t *testing.T) {
 	}
 }
 
-// WEP-15: what the process becomes gets nothing that was attested before.
-func TestJWTsAreTheCallers(t *testing.T) {
+// What the process becomes gets nothing that was attested before.
+func TestWEP_15_JWTsAreTheCallers(t *testing.T) {
 	n := started(t)
 	one, changed := agenttest.NewCaller(t, n.path), agenttest.NewCaller(t, n.path)
 	n.server.Apply(entry("one", one.Path), entry("both"))
@@ -433,8 +454,8 @@ func TestWaitingForAJWTEndsWithTheAgent(t *testing.T) {
 	wantCode(t, <-ended, codes.Unavailable, "")
 }
 
-// INT-01: go-spiffe's source through a life of a workload.
-func TestGoSpiffeJWTSource(t *testing.T) {
+// Go-spiffe's source through a life of a workload.
+func TestINT_01_GoSpiffeJWTSource(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("b"), entry("a"))
