@@ -200,9 +200,9 @@ func (s source) after(t *testing.T, old *x509svid.SVID, what string, right func(
 
 // event is a line that workload.py prints.
 type event struct {
-	Event, ID, Serial, Error, Said string
-	DNS                            []string
-	Roots, Port                    int
+	Event, ID, Serial, Error, Said, Token string
+	DNS                                   []string
+	Roots, Port                           int
 }
 
 // python is a running workload.py.

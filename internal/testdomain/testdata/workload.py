@@ -1,5 +1,6 @@
 """A workload in Python. It holds an X509Source, prints each update as a line of JSON once it has checked it, and does what lines on
-standard input say: `dial HOST:PORT ID` or `serve ID`, both mutual TLS with a peer of that SPIFFE ID only."""
+standard input say: `dial HOST:PORT ID` or `serve ID`, both mutual TLS with a peer of that SPIFFE ID only; `token AUDIENCE...` fetches a
+JWT-SVID, `check AUDIENCE TOKEN` verifies one with the bundles that it holds and has the Workload API verify it."""
 
 import json
 import sys
@@ -9,7 +10,7 @@ import warnings
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
-from spiffe import X509Source
+from spiffe import JwtSource, JwtSvid, WorkloadApiClient, X509Source
 from spiffetls import ListenOptions, ServerTlsMode, dial, listen
 
 warnings.simplefilter("ignore")
@@ -71,6 +72,22 @@ def call(source, address, spiffe_id):
     conn.close()
 
 
+def token(tokens, audience):
+    svid = tokens.fetch_svid(audience=set(audience))
+    say("token", id=str(svid.spiffe_id), token=svid.token)
+
+
+def check(tokens, audience, text):
+    claimed = JwtSvid.parse_insecure(text, {audience}).spiffe_id
+    bundle = tokens.get_bundle_for_trust_domain(claimed.trust_domain)
+    own = JwtSvid.parse_and_validate(text, bundle, {audience}).spiffe_id
+    with WorkloadApiClient() as api:
+        theirs = api.validate_jwt_svid(text, audience).spiffe_id
+    if own != theirs:
+        raise ValueError(f"{own} is not {theirs}")
+    say("checked", id=str(own))
+
+
 def main():
     source = X509Source(timeout_in_seconds=60)
 
@@ -80,6 +97,7 @@ def main():
         except Exception as e:  # the test reads what it was
             say("error", error=repr(e))
 
+    tokens = JwtSource(timeout_in_seconds=60)
     source.subscribe_for_updates(update)
     update()
     for line in sys.stdin:
@@ -89,8 +107,13 @@ def main():
                 call(source, words[1], words[2])
             elif words[0] == "serve":
                 serve(source, words[1])
+            elif words[0] == "token":
+                token(tokens, words[1:])
+            elif words[0] == "check":
+                check(tokens, words[1], words[2])
         except (SSL.Error, Exception) as e:
             say("refused", error=repr(e))
+    tokens.close()
     source.close()
 
 
