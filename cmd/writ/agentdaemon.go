@@ -122,6 +122,12 @@ func newAgent(c agentConfig, parts agentParts, log *slog.Logger, metrics *promet
 	return a, err
 }
 
+// surfaceKeepalive looks for callers that are gone. No stream is ended for being idle or old: it says something when there is
+// something to say (SPIFFE_Workload_API section 4.2).
+func surfaceKeepalive() keepalive.ServerParameters {
+	return keepalive.ServerParameters{Time: 5 * time.Minute}
+}
+
 // newSurface puts Workload API, SDS and reflection on the agent's socket.
 func (d *agentDaemon) newSurface() {
 	d.workloads = workloadapi.New(workloadapi.Config{Log: d.log, Source: d.agent})
@@ -132,7 +138,7 @@ func (d *agentDaemon) newSurface() {
 		grpc.MaxRecvMsgSize(1<<20),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Minute}),
+		grpc.KeepaliveParams(surfaceKeepalive()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}))
 	d.workloads.Register(d.surface)
 	secretv3.RegisterSecretDiscoveryServiceServer(d.surface, d.secrets)

@@ -99,7 +99,10 @@ func isLoopback(host string) bool {
 const longestSocketPath = 107
 
 func (p *problems) socket(key, path string) {
-	if len(path) > longestSocketPath {
+	switch {
+	case strings.Contains(path, "://"): // SPIFFE_Workload_Endpoint section 3: no TCP, where nobody knows who calls
+		p.add(key, "%q is no Unix socket: give a path, or a URI that begins with unix:", path)
+	case len(path) > longestSocketPath:
 		p.add(key, "%s has %d bytes; a Unix socket's path has at most %d", path, len(path), longestSocketPath)
 	}
 }

@@ -62,7 +62,7 @@ func workloadSocket(cmd *cobra.Command) (string, error) {
 	if socket == "" {
 		socket = defaultAgentSocket
 	}
-	if err := workloadapi.ValidateAddress(socket); err != nil {
+	if err := checkEndpoint(socket); err != nil {
 		return "", usageError{cmd, fmt.Errorf("%s=%q: %w", workloadVariable, socket, err)}
 	}
 	return socket, nil

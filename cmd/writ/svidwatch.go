@@ -179,6 +179,10 @@ func (w *fileWriter) take(update *workloadapi.X509Context, changed []string) ([]
 		w.tell(fmt.Sprintf("no SVID of %s is issued to this process; the files stay as they are", w.id))
 		return changed, nil
 	}
+	if roots, err := update.Bundles.GetX509BundleForTrustDomain(chosen.ID.TrustDomain()); err != nil || roots.Empty() {
+		w.tell(fmt.Sprintf("the SVID of %s came without the roots of its trust domain; the files stay as they are", chosen.ID)) // Workload API section 4.5
+		return changed, nil
+	}
 	w.tell("")
 	if err := printSVIDs(w.out, w.flags.printed, []*x509svid.SVID{chosen}, w.socket); err != nil {
 		return nil, err
