@@ -14,10 +14,10 @@ KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
 # ROW is the ID of a SPIFFE requirement in the name of a test.
 ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT)[-_][0-9]{2}
 
-.PHONY: help build demo test unit conformance parity oracle fuzz race end-to-end shapes lint cross needs bench generate clean
+.PHONY: help build demo test unit conformance id-differential parity oracle fuzz race end-to-end shapes lint cross needs bench generate clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/writ
 	go build -trimpath -o bin/writ ./cmd/writ
@@ -49,6 +49,9 @@ unit: build ## every package's tests, and which SPIFFE requirements they cover
 conformance: build ## the packages whose tests carry rows of tools/conformance/rows.txt; fails where a row has none
 	@set -o pipefail; go test -json $$(git grep -lE '$(ROW)' -- '*_test.go' ':!internal/testdomain' | xargs dirname | sort -u | sed 's,^,./,') | \
 	  go run ./tools/conformance
+
+id-differential: ## 10^7 strings asked of our parser of SPIFFE IDs and of go-spiffe's; ID_SEED=N for others
+	go test -count=1 ./svid -run TestID_19_ID_20_Differential -v -id-count 10000000 -id-seed $(or $(ID_SEED),1)
 
 parity: ## all cases of authz/testdata, asked of opa-envoy-plugin too: make parity PLUGIN=its program
 	OPA_ENVOY_PLUGIN=$(abspath $(PLUGIN)) go test -count=1 -tags parity -run TestParity ./authz/policy
