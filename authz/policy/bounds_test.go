@@ -186,3 +186,17 @@ func TestTestsMayNotTakeAllMemory(t *testing.T) {
 		t.Errorf("after %v: %v", time.Since(start), err)
 	}
 }
+
+// TestBoundsAreConfigured: data beyond the standard loads where the configuration says so, and the rest of the bounds stay.
+func TestBoundsAreConfigured(t *testing.T) {
+	large := map[string]string{"a.rego": allowAll, "data.json": `{"a": "` + strings.Repeat("x", 17<<20) + `"}`}
+	if _, err := policy.LoadFS(t.Context(), mapFS(large), policy.Config{}); err == nil || !strings.Contains(err.Error(), "authz.policy_megabytes raises it") {
+		t.Errorf("17 MiB of data by the standard: %v", err)
+	}
+	if _, err := policy.LoadFS(t.Context(), mapFS(large), policy.Config{Megabytes: 64}); err != nil {
+		t.Errorf("17 MiB of data in a set of up to 64: %v", err)
+	}
+	if _, err := policy.LoadFS(t.Context(), mapFS(map[string]string{"a.rego": allowAll, "data.json": `{"a": "` + strings.Repeat("x", 1<<20) + `"}`}), policy.Config{Megabytes: 1}); err == nil {
+		t.Error("a MiB of data is taken in a set of up to one")
+	}
+}

@@ -27,7 +27,7 @@ func data(s *snapshot) (storage.Store, error) {
 		var err error
 		switch path.Base(name) {
 		case "data.json":
-			if n = countJSON(s.files[name]); values+n <= maxValues {
+			if n = countJSON(s.files[name]); values+n <= s.bounds.values() {
 				tree, err = jsonObject(s.files[name])
 			}
 		case "data.yaml":
@@ -42,8 +42,8 @@ func data(s *snapshot) (storage.Store, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if values += n; values > maxValues {
-			return nil, beyond{fmt.Sprintf("%s: the data files of the set have more than %d values in all", name, maxValues)}
+		if values += n; values > s.bounds.values() {
+			return nil, beyond{fmt.Sprintf("%s: the data files of the set have more than %d values in all; %s raises it", name, s.bounds.values(), sizeKey)}
 		}
 		if dir := path.Dir(name); dir != "." {
 			for _, part := range slices.Backward(strings.Split(dir, "/")) {

@@ -118,7 +118,7 @@ func (l *Live) look(ctx context.Context) {
 	if !now.equal(l.last) {
 		l.settle(now)
 	}
-	s, err := take(ctx, l.config.Files)
+	s, err := take(ctx, l.config.Files, l.config.bounds())
 	if ctx.Err() != nil {
 		return
 	}

@@ -29,6 +29,7 @@ type Identities interface {
 type Config struct {
 	Identities Identities // nil: no facts, and no certificate verifies
 	Now        func() time.Time
+	Megabytes  int // that the files of a set may have in all; 0: StandardMegabytes
 }
 
 // Set is one policy set: compiled, type-checked and tested. It never changes.
@@ -52,7 +53,7 @@ func LoadFS(ctx context.Context, files fs.FS, c Config) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := take(ctx, files)
+	s, err := take(ctx, files, c.bounds())
 	if err != nil {
 		return nil, bad(err)
 	}

@@ -37,6 +37,7 @@ type snapshot struct {
 	names    []string // sorted
 	files    map[string][]byte
 	sighting sighting
+	bounds   bounds
 	digest   string
 }
 
@@ -109,16 +110,16 @@ func (s sighting) newest() (t time.Time) {
 }
 
 // take reads all of a folder, and again while anything moves meanwhile.
-func take(ctx context.Context, files fs.FS) (*snapshot, error) {
+func take(ctx context.Context, files fs.FS, b bounds) (*snapshot, error) {
 	var last error
 	for range readTries {
 		before, err := sight(files)
 		if err == nil {
-			err = before.fits()
+			err = b.fit(before)
 		}
 		if err == nil {
 			var s *snapshot
-			if s, err = read(files, before); err == nil {
+			if s, err = read(files, before, b); err == nil {
 				if after, sightErr := sight(files); sightErr == nil && before.equal(after) {
 					return s, nil
 				}
@@ -137,11 +138,11 @@ func take(ctx context.Context, files fs.FS) (*snapshot, error) {
 	return nil, last
 }
 
-func read(files fs.FS, s sighting) (*snapshot, error) {
-	out := &snapshot{files: make(map[string][]byte, len(s)), sighting: s}
+func read(files fs.FS, s sighting, b bounds) (*snapshot, error) {
+	out := &snapshot{files: make(map[string][]byte, len(s)), sighting: s, bounds: b}
 	hash := sha256.New()
 	for _, f := range s {
-		content, err := readFile(files, f.name)
+		content, err := readFile(files, f.name, b)
 		if err != nil {
 			return nil, err
 		}
@@ -157,15 +158,15 @@ func read(files fs.FS, s sighting) (*snapshot, error) {
 }
 
 // readFile reads no more than a file may have: it may have grown since it was seen.
-func readFile(files fs.FS, name string) ([]byte, error) {
+func readFile(files fs.FS, name string, b bounds) ([]byte, error) {
 	f, err := files.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, most(name)+1))
+	content, err := io.ReadAll(io.LimitReader(f, b.most(name)+1))
 	if err != nil {
 		return nil, err
 	}
-	return content, fits(name, int64(len(content)))
+	return content, b.fitFile(name, int64(len(content)))
 }

@@ -40,14 +40,15 @@ type x509popKeyConfig struct {
 }
 
 type authzConfig struct {
-	Listen      []string       `yaml:"listen"`       // unix URIs and loopback addresses; none: no decisions here
-	ForwardAuth string         `yaml:"forward_auth"` // not there yet
-	Policy      string         `yaml:"policy"`       // a folder, for all requests; this or sets where listen is set
-	Sets        setsConfig     `yaml:"sets"`         // several folders, by the name of the policy set
-	Reflection  bool           `yaml:"reflection"`   // gRPC server reflection on the doors of ext_authz
-	Records     recordsConfig  `yaml:"records"`      // decision records: a file, "off", or the keys of recordsConfig
-	Traces      *tracesConfig  `yaml:"traces"`       // spans of decisions for OpenTelemetry; none
-	TLS         map[string]any `yaml:"tls"`          // not there yet
+	Listen      []string       `yaml:"listen"`           // unix URIs and loopback addresses; none: no decisions here
+	ForwardAuth string         `yaml:"forward_auth"`     // not there yet
+	Policy      string         `yaml:"policy"`           // a folder, for all requests; this or sets where listen is set
+	Sets        setsConfig     `yaml:"sets"`             // several folders, by the name of the policy set
+	PolicySize  int            `yaml:"policy_megabytes"` // that the files of one set may have in all; 32
+	Reflection  bool           `yaml:"reflection"`       // gRPC server reflection on the doors of ext_authz
+	Records     recordsConfig  `yaml:"records"`          // decision records: a file, "off", or the keys of recordsConfig
+	Traces      *tracesConfig  `yaml:"traces"`           // spans of decisions for OpenTelemetry; none
+	TLS         map[string]any `yaml:"tls"`              // not there yet
 }
 
 // setsConfig is the folders of policy sets, and which requests each is for.
@@ -131,6 +132,9 @@ func (p *problems) authz(c authzConfig, example bool) {
 		p.add("authz.policy", "is missing: the folder of the policy set")
 	}
 	p.sets(c.Sets)
+	if c.PolicySize < 0 || c.PolicySize > policy.MostMegabytes {
+		p.add("authz.policy_megabytes", "%d is not between 1 and %d", c.PolicySize, policy.MostMegabytes)
+	}
 	p.records(c.Records)
 	p.traces(c.Traces)
 	if c.ForwardAuth != "" {

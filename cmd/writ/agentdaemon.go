@@ -187,7 +187,7 @@ func (d *agentDaemon) newPolicies(ctx context.Context, shipped fs.FS) (*policy.S
 		sets = setsConfig{defaultSet: {Policy: d.config.Authz.Policy, Any: true}}
 	}
 	for name, set := range sets {
-		c := policy.LiveConfig{Name: name, Folder: set.Policy, Config: policy.Config{Identities: d.agent}, Log: d.log, Registerer: d.metrics}
+		c := policy.LiveConfig{Name: name, Folder: set.Policy, Config: policy.Config{Identities: d.agent, Megabytes: d.config.Authz.PolicySize}, Log: d.log, Registerer: d.metrics}
 		if set.Policy == "" {
 			c.Files = shipped
 		}
