@@ -117,6 +117,13 @@ func (w *ward) judge(r *authv3.CheckResponse) error {
 	return nil
 }
 
+// seen are the versions that answered, by revision.
+func (w *ward) seen() map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.versions)
+}
+
 func (w *ward) untilAnswers(t testing.TB, version string) time.Duration {
 	return wait(t, "version "+version+" answers", func() bool { return t.Failed() || *w.last.Load() == version })
 }
@@ -222,8 +229,8 @@ func (c *changer) check(w *ward) {
 	if shown := revisions(c.t, w.registry); len(shown) != 1 || shown[0] != w.live.Revision() {
 		c.t.Errorf("%v is shown, %s is live", shown, w.live.Revision())
 	}
-	if len(w.versions) < c.n/4 {
-		c.t.Errorf("callers saw only %d of %d versions", len(w.versions), c.n)
+	if seen := w.seen(); len(seen) < c.n/4 {
+		c.t.Errorf("callers saw only %d of %d versions", len(seen), c.n)
 	}
 }
 
