@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-dev/writ/agent"
 	"github.com/writ-dev/writ/agent/agenttest"
@@ -522,6 +523,59 @@ func TestEndlessAudiencesCostTheirUserOnly(t *testing.T) {
 	}
 	if n := a.Status().JWTs; n > 257 {
 		t.Errorf("%d are held", n)
+	}
+}
+
+// A user with hundreds of asks under way holds up another's by one call at most.
+func TestUsersTakeTurns(t *testing.T) {
+	server := started(t)
+	server.Apply(entry("web", "alice"))
+	c := server.Config(t)
+	c.Workload = []attest.WorkloadAttestor{fixed{{Method: "unix", Key: "user", Value: "alice"}}}
+	a, _ := agenttest.Run(t, c)
+	jwt(t, a, newProcess(1), "first")
+	calls, answer := make(chan []string, 100), make(chan struct{})
+	server.Lock()
+	server.BeforeJWT = func(_ context.Context, r *nodev1.SignJWTRequest) error {
+		var asked []string
+		for _, one := range r.GetRequests() {
+			asked = append(asked, one.GetAudience()[0])
+		}
+		calls <- asked
+		<-answer
+		return nil
+	}
+	server.Unlock()
+	var all sync.WaitGroup
+	ask := func(p attest.Peer, audience string) {
+		all.Go(func() { _, _ = a.FetchJWTs(t.Context(), p, agent.JWTRequest{Audience: []string{audience}}) })
+	}
+	for i := range 200 {
+		ask(newProcess(2), fmt.Sprint(i))
+	}
+	agenttest.Await(t, "the many", func() bool { return a.Status().JWTsPending == 200 })
+	<-calls
+	ask(newProcess(1), "modest")
+	agenttest.Await(t, "the one", func() bool { return a.Status().JWTsPending == 201 })
+	close(answer)
+	if second := <-calls; !slices.Contains(second, "modest") || len(second) < 64 {
+		t.Errorf("the second call is for %v", second)
+	}
+	all.Wait()
+}
+
+func TestExpiredEntryGivesNoJWT(t *testing.T) {
+	server := started(t)
+	e := entry("web", "alice")
+	e.Expires = timestamppb.New(time.Now().Add(time.Minute))
+	server.Apply(e)
+	c := config(t, server)
+	c.Now = server.Now
+	a, _ := agenttest.Run(t, c)
+	jwt(t, a, newProcess(1), "db")
+	server.Ahead.Store(int64(time.Minute))
+	if got := jwts(t, a, newProcess(1), "db"); len(got) != 0 {
+		t.Errorf("it gets %v", got)
 	}
 }
 

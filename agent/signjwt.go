@@ -57,14 +57,26 @@ func (c *cache) dueJWTs(now time.Time, n int) ([]jwtJob, time.Duration) {
 		}
 		ready = append(ready, t)
 	}
-	slices.SortFunc(ready, func(a, b *token) int { // who has none first, then who asked first
-		return cmp.Or(cmp.Compare(min(len(a.text), 1), min(len(b.text), 1)), cmp.Compare(a.asked.Load(), b.asked.Load()))
-	})
+	inTurn(ready)
 	jobs := make([]jwtJob, 0, n)
 	for _, t := range ready[:min(n, len(ready))] {
 		jobs = append(jobs, jwtJob{token: t, entry: t.shelf.record.entry})
 	}
 	return jobs, max(next.Sub(now), 0)
+}
+
+// inTurn puts what somebody waits for before what is only due, and lets users take turns, each in the order of asking: whoever asks
+// for a thousand holds up the others by no more than one that asks for one.
+func inTurn(ready []*token) {
+	slices.SortFunc(ready, func(a, b *token) int {
+		return cmp.Or(cmp.Compare(min(len(a.text), 1), min(len(b.text), 1)), cmp.Compare(a.asked.Load(), b.asked.Load()))
+	})
+	turn, before := map[*token]int{}, map[uint32]int{}
+	for _, t := range ready {
+		turn[t] = before[t.shelf.uid]
+		before[t.shelf.uid]++
+	}
+	slices.SortStableFunc(ready, func(a, b *token) int { return cmp.Compare(turn[a], turn[b]) })
 }
 
 // sweepJWTs drops what is of no more use, asks for what is to be renewed, and says when to sweep again.

@@ -19,10 +19,11 @@ type Status struct {
 	Synced        bool      `json:"synced"`
 	Revision      uint64    `json:"revision"`
 	Entries       int       `json:"entries"`
-	SVIDs         int       `json:"svids"`     // held
-	JWTs          int       `json:"jwt_svids"` // held
-	Pending       int       `json:"pending"`   // wanted and not held
-	Ended         int       `json:"ended"`     // in use by workloads and past their end
+	SVIDs         int       `json:"svids"`             // held
+	JWTs          int       `json:"jwt_svids"`         // held
+	JWTsPending   int       `json:"jwt_svids_pending"` // asked for of the server
+	Pending       int       `json:"pending"`           // wanted and not held
+	Ended         int       `json:"ended"`             // in use by workloads and past their end
 	Subscriptions int       `json:"subscriptions"`
 	NotAfter      time.Time `json:"agent_svid_not_after"`
 	// SafeUntil is the outage budget: until then every workload that is served now (every entry, where none is) holds a valid
@@ -52,6 +53,7 @@ func (c *cache) count(s *Status, now time.Time) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	s.Synced, s.Revision, s.Entries, s.SVIDs, s.Subscriptions = c.known, c.revision.Number, len(c.records), c.held, len(c.shares)
+	s.JWTsPending = len(c.jwts.asks)
 	for t := range c.jwts.all {
 		if t.held(now) {
 			s.JWTs++
@@ -129,6 +131,7 @@ func newTally(a *Agent) *tally {
 			read("entries", "Entries held.", func(s Status) float64 { return float64(s.Entries) }),
 			read("svids", "X.509-SVIDs held.", func(s Status) float64 { return float64(s.SVIDs) }),
 			read("jwt_svids", "JWT-SVIDs held.", func(s Status) float64 { return float64(s.JWTs) }),
+			read("jwt_svids_pending", "JWT-SVIDs asked for of the server and not there yet.", func(s Status) float64 { return float64(s.JWTsPending) }),
 			read("svids_pending", "X.509-SVIDs wanted and not held.", func(s Status) float64 { return float64(s.Pending) }),
 			read("subscriptions", "Streams of workloads.", func(s Status) float64 { return float64(s.Subscriptions) }),
 			read("svid_not_after_seconds", "End of the agent SVID, Unix time.", func(s Status) float64 { return unix(s.NotAfter) }),

@@ -151,6 +151,9 @@ func TestMessageStaysWithinWhatClientsTake(t *testing.T) {
 		for _, s := range m.GetSvids() {
 			perfect(t, n.server, s)
 		}
+		if _, got := mustFetchJWT(t, conn, "", "db"); len(got) != 100 || got[0] != "e000" || got[99] != "e099" {
+			t.Errorf("%d JWT-SVIDs: %v", len(got), got)
+		}
 		all := bundles(t, conn).next().GetBundles()
 		if len(all) != 200 || len(m.GetFederatedBundles()) != 199 || all["spiffe://example.org"] == nil || all["spiffe://d198.org"] == nil {
 			t.Errorf("%d bundles, %d federated", len(all), len(m.GetFederatedBundles()))
