@@ -554,6 +554,18 @@ func TestSubscriptionEndsWithItsProcess(t *testing.T) {
 	agenttest.Await(t, "no subscription", func() bool { return a.Status().Subscriptions == 0 })
 }
 
+// What is looked at while the subscription ends may be empty already, and that must not read as "entitled to nothing".
+func TestViewWhileTheSubscriptionEnds(t *testing.T) {
+	var s *agent.Subscription
+	s, _ = agent.NewSubscription(func() (agent.View, error) {
+		s.Close()
+		return agent.View{Known: true}, nil
+	})
+	if v := s.View(); v.Known {
+		t.Errorf("the view is %+v", v)
+	}
+}
+
 // looks is an attestor that counts how often it looks, and that leaves the tier out unless an entry asks for one.
 type looks struct {
 	asks func(method, key string) bool

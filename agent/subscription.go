@@ -42,17 +42,26 @@ func (s *Subscription) Changed() <-chan struct{} { return s.changed }
 // View is what the workload may hold now. It asks first whether the caller is still the process that was attested; if not, the
 // subscription ends and the view is empty and not Known.
 func (s *Subscription) View() View {
-	select {
-	case <-s.done:
+	if s.ended() {
 		return View{}
-	default:
 	}
 	v, err := s.view()
 	if err != nil {
 		s.end(err)
+	}
+	if s.ended() { // maybe before it was looked at, and then it holds nothing
 		return View{}
 	}
 	return v
+}
+
+func (s *Subscription) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // Done is closed when the subscription has ended: by Close, by its context, with the process or with the agent.
