@@ -608,8 +608,8 @@ func TestJWTsAreBoundedInBytes(t *testing.T) {
 	}
 }
 
-// JWT-30: no token in a log, however it is written there.
-func TestTokensDoNotPrint(t *testing.T) {
+// No token in a log, however it is written there.
+func TestJWT_30_TokensDoNotPrint(t *testing.T) {
 	server := started(t)
 	server.Apply(entry("web", "alice"))
 	c := config(t, server)

@@ -162,6 +162,18 @@ func TestCallerWithoutIdentityIsDeniedJWTs(t *testing.T) {
 	})
 }
 
+// What is not served says so; these answer something else to a process without an identity.
+func TestWAPI_01_BothProfilesAreServed(t *testing.T) {
+	n := newNode(t)
+	conn := served(t, n)
+	for method, served := range methods() {
+		code := status.Code(call(withHeader(t.Context(), "true"), conn, "/SpiffeWorkloadAPI/"+method, nil))
+		if want := code == codes.PermissionDenied || code == codes.InvalidArgument; want != served {
+			t.Errorf("%s answers %s", method, code)
+		}
+	}
+}
+
 // Rule 2: while entries are unknown nobody is denied.
 func TestWEP_18_JWTsAreUnavailableUntilEntriesAreKnown(t *testing.T) {
 	t.Parallel() // it waits
@@ -358,9 +370,9 @@ func TestWAPI_73_WhatIsInvalidIsRefused(t *testing.T) {
 		t.Errorf("five seconds after its end: %v", err)
 	}
 	for name, row := range map[string][2]string{
-		"WAPI-70: no audience":                   {"", good},
-		"WAPI-70: no token":                      {"db", ""},
-		"WAPI-70: nothing at all":                {"", ""},
+		"WAPI-70, WAPI-13: no audience":          {"", good},
+		"WAPI-70, WAPI-13: no token":             {"db", ""},
+		"WAPI-70, WAPI-13: nothing at all":       {"", ""},
 		"WAPI-71: garbage":                       {"db", "garbage"},
 		"WAPI-71: another audience":              {"cache", good},
 		"WAPI-71: another case":                  {"DB", good},
