@@ -54,19 +54,14 @@ func parseJWKS(td spiffeid.TrustDomain, text []byte, uses ...string) (JWTBundle,
 		Keys *[]json.RawMessage `json:"keys"`
 	}
 	var whole any // for names that are there twice, at any depth
-	if len(text) > maxJWKSLength {
-		return b, fmt.Errorf("the keys of trust domain %q have more than %d bytes", td.Name(), maxJWKSLength)
-	}
-	// Each object costs the decoder microseconds: millions are not even read.
-	errTooMany := fmt.Errorf("trust domain %q has more than %d keys", td.Name(), maxKeys)
-	if bytes.Count(text, []byte("{"))+bytes.Count(text, []byte("[")) > 10*maxKeys {
-		return b, errTooMany
+	if err := checkBounds(text); err != nil {
+		return b, fmt.Errorf("the keys of trust domain %q: %w", td.Name(), err)
 	}
 	if json.Unmarshal(text, &whole) != nil || json.Unmarshal(text, &set) != nil || set.Keys == nil {
 		return b, fmt.Errorf("the keys of trust domain %q are no JWK set", td.Name())
 	}
 	if len(*set.Keys) > maxKeys {
-		return b, errTooMany
+		return b, fmt.Errorf("the keys of trust domain %q: they are more than %d", td.Name(), maxKeys)
 	}
 	for _, raw := range *set.Keys {
 		key, usable := readJWK(raw, uses)
@@ -79,6 +74,17 @@ func parseJWKS(td spiffeid.TrustDomain, text []byte, uses ...string) (JWTBundle,
 		b.Keys = append(b.Keys, key)
 	}
 	return b, nil
+}
+
+// checkBounds refuses what would take long to read. Each list or object costs the decoder microseconds: millions are not even begun.
+func checkBounds(text []byte) error {
+	if len(text) > maxJWKSLength {
+		return fmt.Errorf("more than %d bytes", maxJWKSLength)
+	}
+	if n := bytes.Count(text, []byte("{")) + bytes.Count(text, []byte("[")); n > 10*maxKeys {
+		return fmt.Errorf("%d lists and objects, more than %d", n, 10*maxKeys)
+	}
+	return nil
 }
 
 // readJWK leaves out what is not for us: another use, kind, curve or algorithm, no id, a weak key, one that is not public.
