@@ -184,12 +184,17 @@ func passing(err error) bool {
 	return false
 }
 
-// take makes what was signed what is held. Its life is counted by this node's clock, as whoever verifies it here will do.
+// take makes what was signed what is held. It ends by this node's clock, as for whoever verifies it here, and no later than by the
+// server's, as for others: of clocks that differ the one that is behind would hand out what has ended.
 func (t *token) take(j jwtJob, now time.Time) {
+	signed := j.issued.JWT
 	t.why, t.refusals, t.retryAt = nil, 0, time.Time{}
-	t.text, t.keyID, t.expires = Token(j.issued.JWT.Token()), j.issued.JWT.KeyID, j.issued.JWT.Expires
+	t.text, t.keyID, t.expires = Token(signed.Token()), signed.KeyID, signed.Expires
 	t.life = t.expires.Sub(now)
-	t.lasts = t.expires.Add(-min(t.life/restPart, leastRest))
+	if !signed.IssuedAt.IsZero() {
+		t.life = min(t.life, t.expires.Sub(signed.IssuedAt))
+	}
+	t.lasts = now.Add(t.life - min(t.life/restPart, leastRest))
 	t.renewAt = now.Add(member.HalfLife(t.life, member.Chance()))
 	if t.shelf.record.entry.JWTTTL != j.entry.JWTTTL {
 		t.renewAt = now // it changed while this was being signed

@@ -26,6 +26,9 @@ import (
 	"github.com/writ-dev/writ/attest"
 )
 
+// soonEnough is when an ask that cannot be answered has ended. It is 1.5 s; a machine with much to do takes longer.
+const soonEnough = 4 * time.Second
+
 func fetchJWT(t *testing.T, conn *grpc.ClientConn, id string, audience ...string) (*workload.JWTSVIDResponse, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(withHeader(t.Context(), "true"), within)
@@ -185,7 +188,7 @@ func TestWEP_18_JWTsAreUnavailableUntilEntriesAreKnown(t *testing.T) {
 	begun := time.Now()
 	_, err := fetchJWT(t, conn, "", "db")
 	wantCode(t, err, codes.Unavailable, "does not know its entries yet")
-	if passed := time.Since(begun); passed > 2*time.Second {
+	if passed := time.Since(begun); passed > soonEnough {
 		t.Errorf("it took %s", passed)
 	}
 	_, err = validate(t, conn, "db", "x")
@@ -204,7 +207,7 @@ func TestWAPI_58_NoServerIsUnavailable(t *testing.T) {
 	begun := time.Now()
 	_, err := fetchJWT(t, conn, "", "new")
 	wantCode(t, err, codes.Unavailable, "no JWT-SVID for this audience is held: no server answers")
-	if passed := time.Since(begun); passed > 2*time.Second {
+	if passed := time.Since(begun); passed > soonEnough {
 		t.Errorf("it took %s", passed)
 	}
 	if again, _ := mustFetchJWT(t, conn, "", "held"); again[0].GetSvid() != held[0].GetSvid() {

@@ -105,7 +105,7 @@ func TestTokensOfOtherPeoplesClients(t *testing.T) {
 	if s, _ := status.FromError(err); s.Code() != codes.Unavailable || !strings.Contains(s.Message(), "no JWT-SVID for this audience is held") {
 		t.Errorf("a new audience without a server: %v", err)
 	}
-	if passed := time.Since(begun); passed > 2*time.Second {
+	if passed := time.Since(begun); passed > 4*time.Second { // 1.5 s, and what a busy machine adds
 		t.Errorf("it took %s", passed)
 	}
 	if _, text := d.agent.Writ(t, 4, "jwt", "get", "--audience", "new"); !strings.Contains(text, "P2008") {
