@@ -521,7 +521,6 @@ func TestFetchingJWTsAttestsOncePerConnection(t *testing.T) {
 // A user that asks for ever new audiences is held up, and neither grows the agent nor pushes out what another user of the same entry
 // holds.
 func TestEndlessAudiencesCostTheirUserOnly(t *testing.T) {
-	t.Parallel() // it waits
 	server := started(t)
 	server.Apply(entry("web", "alice"))
 	c := server.Config(t)
@@ -608,7 +607,6 @@ func TestExpiredEntryGivesNoJWT(t *testing.T) {
 
 // What all shelves hold together is bounded too.
 func TestJWTsAreBoundedInBytes(t *testing.T) {
-	t.Parallel() // it waits
 	server := started(t)
 	e := []string{"a", "b", "c"}
 	for _, name := range e {
