@@ -267,6 +267,20 @@ func TestWAPI_60_OwnBundleIsThereWithoutKeys(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument, "publishes no keys")
 }
 
+// No bundle depends on an SVID that is not signed yet.
+func TestWAPI_09_BundlesWaitForNoSVID(t *testing.T) {
+	n := newNode(t)
+	n.server.Refuse = func(string) bool { return true }
+	n.server.Apply(entry("web"))
+	conn := served(t, n)
+	if got := jwtBundles(t, conn).next().GetBundles(); len(got) != 1 {
+		t.Errorf("bundles of keys: %v", got)
+	}
+	if got := bundles(t, conn).next().GetBundles(); len(got) != 1 {
+		t.Errorf("bundles: %v", got)
+	}
+}
+
 // Rules 1, 4 and 24.
 func TestJWTBundleStreamTellsOfChangesOnly(t *testing.T) {
 	n := newNode(t)
