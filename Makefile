@@ -44,7 +44,7 @@ cross: ## the binary for the other systems
 
 unit: build ## every package's tests, and which SPIFFE requirements they cover
 	@mkdir -p $(SHAPES)
-	@set -o pipefail; GOFLAGS="$(GOFLAGS) $(KEEP)" go test -json $$(go list ./... | grep -v /internal/testdomain) | go run ./tools/conformance -report
+	@set -o pipefail; GOFLAGS="$(GOFLAGS) $(KEEP)" go test -json $$(go list ./... | grep -v /internal/testdomain) | go run ./tools/conformance
 
 conformance: build ## the packages whose tests carry rows of tools/conformance/rows.txt; fails where a row has none
 	@set -o pipefail; go test -json $$(git grep -lE '$(ROW)' -- '*_test.go' ':!internal/testdomain' | xargs dirname | sort -u | sed 's,^,./,') | \

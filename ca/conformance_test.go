@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/ca"
 	"github.com/writ-dev/writ/svid"
@@ -93,6 +95,26 @@ func TestAuthoritiesThatAreMade(t *testing.T) {
 	}
 	if b.Issuing[0].MaxPathLen != 0 || !b.Issuing[0].MaxPathLenZero {
 		t.Error("X509-19: the issuing certificate may sign further ones")
+	}
+}
+
+// Names that are no DNS names, or addresses, are as good as others, and so is the longest.
+func TestOddTrustDomains(t *testing.T) {
+	for name, text := range map[string]string{"ID-08: an address": "127.0.0.1", "ID-08: a dash first": "-a", "ID-08: an underscore": "a_b.test",
+		"ID-08: a label of 64 bytes": strings.Repeat("a", 64) + ".test", "ID-19: 255 bytes": strings.Repeat("abc.", 63) + "org"} {
+		t.Run(name, func(t *testing.T) {
+			td := must(svid.ParseTrustDomain(text))(t)
+			c := config()
+			c.TrustDomain = td
+			a := start(t, c)
+			r := request(t)
+			r.ID = spiffeid.RequireFromPath(td, "/orders")
+			leaf, b := issue(t, a, ca.WorkloadSVID(), r), a.Bundle()
+			anchors := svid.Anchors{TrustDomain: td, Roots: b.Roots}
+			if got, err := svid.Verify(leaf, b.Issuing, anchors, time.Now()); err != nil || got != r.ID {
+				t.Errorf("%s: %v", got, err)
+			}
+		})
 	}
 }
 

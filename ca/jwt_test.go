@@ -72,7 +72,7 @@ func kids(a *ca.JWTAuthority) (ids []string) {
 	return ids
 }
 
-func TestJWTSaysNothingMoreThanItMust(t *testing.T) {
+func TestJWT_03_JWT_08_SaysNothingMoreThanItMust(t *testing.T) {
 	for _, issuer := range []string{"", "https://oidc.example.org"} {
 		c := jwtConfig()
 		c.Issuer = issuer
@@ -83,7 +83,7 @@ func TestJWTSaysNothingMoreThanItMust(t *testing.T) {
 		text := must(a.Issue(d))(t)
 		parts := strings.Split(text, ".")
 		header, claims := unbase64(t, parts[0]), unbase64(t, parts[1])
-		// JWT-03, rules 17 and 18: alg, kid, typ; aud as a list, exp and iat as integers, sub, and iss where it is configured.
+		// Rules 17 and 18: alg, kid, typ; aud as a list, exp and iat as integers, sub, and iss where it is configured.
 		if want := fmt.Sprintf(`{"alg":"ES256","kid":%q,"typ":"JWT"}`, kids(a)[0]); header != want {
 			t.Errorf("header is %s, want %s", header, want)
 		}
@@ -237,8 +237,8 @@ func TestJWTDraftIsIssuedOnceByItsAuthority(t *testing.T) {
 	})
 }
 
-// JWT-23: no token outlives its key, nor its entry.
-func TestJWTLifetime(t *testing.T) {
+// No token outlives its key, nor its entry.
+func TestJWT_23_Lifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := jwtConfig()
 		c.KeyTTL = time.Hour
@@ -580,8 +580,8 @@ func TestJWTKeyThatEndedWhileNothingRan(t *testing.T) {
 	})
 }
 
-// JWT-33: authorities of certificates and of tokens share a ledger and nothing else.
-func TestJWTKeysAreNoCertificatesKeys(t *testing.T) {
+// Authorities of certificates and of tokens share a ledger and nothing else.
+func TestJWT_33_TDB_01_KeysAreNoCertificatesKeys(t *testing.T) {
 	c := config()
 	j := jwtConfig()
 	j.Ledger, j.Keys = c.Ledger, c.Keys

@@ -275,8 +275,8 @@ func hs256(header, payload string, key []byte) string {
 	return input + "." + b64(string(mac.Sum(nil)))
 }
 
-// JWT-14: an empty list of audiences expects nobody.
-func TestVerifyJWTNeedsAnAudience(t *testing.T) {
+// An empty list of audiences expects nobody.
+func TestJWT_14_VerifyJWTNeedsAnAudience(t *testing.T) {
 	token := signer{keys().p256, jose.ES256}.token(t, goodHeader, claims("aud", `["db",""]`))
 	for _, audience := range [][]string{nil, {}, {""}, {"db", ""}} {
 		if j, err := svid.VerifyJWT(token, bundles(), audience, noon); err == nil {
@@ -294,7 +294,7 @@ func TestVerifyJWTTakesABundleOnlyForItsTrustDomain(t *testing.T) {
 	}
 }
 
-func TestParseJWTReadsTheClaims(t *testing.T) {
+func TestJWT_30_JWT_34_ParseJWTReadsTheClaims(t *testing.T) {
 	token := signer{keys().p256, jose.ES256}.token(t, goodHeader, claims("iss", `"https://oidc.example.org"`))
 	j, err := svid.VerifyJWT(token, bundles(), []string{"db"}, noon)
 	if err != nil {
@@ -305,13 +305,13 @@ func TestParseJWTReadsTheClaims(t *testing.T) {
 		j.Claims["exp"] != float64(noon.Add(time.Minute).Unix()) {
 		t.Errorf("read as %+v", *j)
 	}
-	// JWT-30: a token in a log is a token in the wrong hands.
+	// A token in a log is a token in the wrong hands.
 	var log strings.Builder
 	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "err", j)
 	if text := log.String() + fmt.Sprintf("%v %+v %s", j, j, j); strings.Contains(text, "eyJ") {
 		t.Errorf("printed as %s", text)
 	}
-	// JWT-34: without a path it can be read; it stands for no workload.
+	// Without a path it can be read; it stands for no workload.
 	if j, err := svid.ParseJWT(signer{keys().p256, jose.ES256}.token(t, goodHeader, claims("sub", `"spiffe://example.org"`))); err != nil || j.ID.Path() != "" {
 		t.Errorf("without a path it is %v, %v", j, err)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/writ-dev/writ/agent/agenttest"
@@ -87,6 +89,35 @@ func TestX509Profile(t *testing.T) {
 				t.Errorf("the messages are %v and %v", m, all)
 			}
 		})
+	}
+}
+
+func TestWAPI_01_BothProfilesAreServed(t *testing.T) {
+	n := newNode(t)
+	n.server.Apply(entry("web"))
+	n.start()
+	conn := agenttest.Dial(t, n.path)
+	if got := names(svids(t, conn).next()); !cmp.Equal(got, []string{"web"}) {
+		t.Errorf("X.509-SVIDs of %v", got)
+	}
+	if _, got := mustFetchJWT(t, conn, "", "db"); !cmp.Equal(got, []string{"web"}) {
+		t.Errorf("JWT-SVIDs of %v", got)
+	}
+}
+
+func TestWAPI_13_MandatoryFieldsAtTheirDefault(t *testing.T) {
+	n := newNode(t)
+	n.server.Apply(entry("web"))
+	n.start()
+	conn := agenttest.Dial(t, n.path)
+	got, _ := mustFetchJWT(t, conn, "", "db")
+	_, noAudience := fetchJWT(t, conn, "")
+	_, noValidAudience := validate(t, conn, "", got[0].GetSvid())
+	_, noToken := validate(t, conn, "db", "")
+	for what, err := range map[string]error{"FetchJWTSVID without audience": noAudience, "ValidateJWTSVID without audience": noValidAudience, "and without token": noToken} {
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

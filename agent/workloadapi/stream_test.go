@@ -71,6 +71,7 @@ func TestWAPI_05_EachCallerGetsItsOwn(t *testing.T) {
 	one, two := agenttest.NewCaller(t, n.path), agenttest.NewCaller(t, n.path)
 	n.server.Apply(entry("one", one.Path), entry("two", two.Path))
 	n.server.Apply(entry("both"))
+	agenttest.Await(t, "the entries", func() bool { return n.agent.Status().SVIDs == 3 })
 	if got := names(until(svids(t, one.Conn), 2)); !cmp.Equal(got, []string{"both", "one"}) {
 		t.Errorf("the first holds %v", got)
 	}

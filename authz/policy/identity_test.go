@@ -120,6 +120,27 @@ func TestSource(t *testing.T) {
 	}
 }
 
+// Who calls is what the proxy verified. What a client writes into a header is a header, a token too.
+func TestEXT_04_EXT_05_HeadersNameNobody(t *testing.T) {
+	set, err := policy.LoadFS(t.Context(), mapFS(map[string]string{"policy.yaml": "decision: envoy/authz/answer\n",
+		"echo.rego": "package envoy.authz\nanswer := {\"allowed\": true, \"dynamic_metadata\": {\"source\": object.get(input, [\"source\", \"spiffe_id\"], \"nobody\"), " +
+			"\"principal\": object.get(input.attributes.source, \"principal\", \"\"), \"token\": input.attributes.request.http.headers.authorization}}\n"}), policy.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const token = "bEaReR eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJzcGlmZmU6Ly9leGFtcGxlLm9yZy9hZG1pbiJ9.AA" // of spiffe://example.org/admin
+	for principal, want := range map[string]string{"": "nobody", web: web} {
+		r := message(t, fullRequest)
+		r.Attributes.Source.Principal, r.Attributes.Source.Certificate = principal, ""
+		r.Attributes.Request.Http.Headers = map[string]string{"authorization": token, "x-forwarded-client-cert": "URI=spiffe://example.org/admin",
+			"x-spiffe-id": "spiffe://example.org/admin"}
+		got := metadata(t, set.Decide(t.Context(), wire(t, r)))
+		if diff := cmp.Diff(map[string]any{"source": want, "principal": principal, "token": token}, got); diff != "" {
+			t.Errorf("for the principal %q: %s", principal, diff)
+		}
+	}
+}
+
 func TestVerifiedCertificatesAreRememberedForAMoment(t *testing.T) {
 	start := time.Now()
 	var now atomic.Pointer[time.Time]
@@ -150,7 +171,7 @@ func TestVerifiedCertificatesAreRememberedForAMoment(t *testing.T) {
 	}
 }
 
-func TestExampleDecidesForWebAndAPI(t *testing.T) {
+func TestEXT_02_ExampleDecidesForWebAndAPI(t *testing.T) {
 	set, err := policy.LoadFS(t.Context(), policies.Example(), policy.Config{})
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 // TestCommands runs testdata/*.txtar: every command as a person types it. Beside testscript's own commands there is
 // `ready FILE`, which waits for a ready file and sets WRIT_ADMIN, SPIFFE_ENDPOINT_SOCKET and the like from it, and
 // `eventually COMMAND...`, which runs a writ command until it ends with 0, `check SOURCE METHOD PATH`, which asks ext_authz as Envoy
-// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `reflects`
+// does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `reflects [ADDRESS SERVICE...]`
 // says that ext_authz lists its services, `documented` compares /metrics with the table of docs/operations.md.
 // `process VAR PROGRAM ARGS...` starts a process and sets VAR to its id.
 func TestCommands(t *testing.T) {
@@ -126,9 +127,13 @@ func decide(ctx context.Context, target string, request *authv3.AttributeContext
 	return answer.GetDynamicMetadata().GetFields()["decision_id"].GetStringValue(), err
 }
 
-// reflects asks ext_authz which services it has.
-func reflects(ts *testscript.TestScript, neg bool, _ []string) {
-	conn, err := grpc.NewClient(ts.Getenv("AUTHZ"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+// reflects asks ext_authz, or the address it is given, which services it has.
+func reflects(ts *testscript.TestScript, neg bool, args []string) {
+	address, services := ts.Getenv("AUTHZ"), []string{"envoy.service.auth.v3.Authorization"}
+	if len(args) > 0 {
+		address, services = args[0], args[1:]
+	}
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	ts.Check(err)
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -142,8 +147,10 @@ func reflects(ts *testscript.TestScript, neg bool, _ []string) {
 		return
 	}
 	ts.Check(err)
-	if neg || !strings.Contains(answer.String(), "envoy.service.auth.v3.Authorization") {
-		ts.Fatalf("it answers %v", answer)
+	for _, service := range services {
+		if neg || !strings.Contains(answer.String(), strconv.Quote(service)) {
+			ts.Fatalf("it answers %v", answer)
+		}
 	}
 }
 
