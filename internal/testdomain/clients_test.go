@@ -1,17 +1,13 @@
 package testdomain_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -47,16 +43,16 @@ func TestOtherPeoplesClients(t *testing.T) {
 	agent.Start(t)
 
 	source := newSource(t, agent)
-	py := startPython(t, agent)
+	py := python(t, agent)
 	goID, pyID := "spiffe://"+testdomain.TrustDomain+"/go", "spiffe://"+testdomain.TrustDomain+"/py"
-	first, firstPy := source.svid(t), py.next(t, "svid", func(e event) bool { return true })
+	first, firstPy := source.svid(t), py.svid(t, func(event) bool { return true })
 	if first.ID.String() != goID || firstPy.ID != pyID || firstPy.Roots != 1 {
 		t.Fatalf("go has %s, python %+v", first.ID, firstPy)
 	}
 	talk(t, source.X509Source, py, goID, pyID)
 
 	second := source.after(t, first, "a rotation", func(*x509svid.SVID) bool { return true })
-	secondPy := py.next(t, "svid", func(e event) bool { return e.Serial != firstPy.Serial })
+	secondPy := py.svid(t, func(e event) bool { return e.Serial != firstPy.Serial })
 	talk(t, source.X509Source, py, goID, pyID)
 
 	if code := agent.Stop(t); code != 0 {
@@ -67,14 +63,14 @@ func TestOtherPeoplesClients(t *testing.T) {
 	}
 	agent.Start(t)
 	third := source.after(t, second, "the restart", func(*x509svid.SVID) bool { return true })
-	thirdPy := py.next(t, "svid", func(e event) bool { return e.Serial != secondPy.Serial })
+	thirdPy := py.svid(t, func(e event) bool { return e.Serial != secondPy.Serial })
 	talk(t, source.X509Source, py, goID, pyID)
 
 	server.Apply(t, document("go", program, "dns: [go.internal]\n")+"---\n"+document("py", interpreter, "dns: [py.internal]\n"))
 	source.after(t, third, "the change of its entry", func(s *x509svid.SVID) bool {
 		return slices.Equal(s.Certificates[0].DNSNames, []string{"go.internal"})
 	})
-	py.next(t, "svid", func(e event) bool { return e.Serial != thirdPy.Serial && slices.Equal(e.DNS, []string{"py.internal"}) })
+	py.svid(t, func(e event) bool { return e.Serial != thirdPy.Serial && slices.Equal(e.DNS, []string{"py.internal"}) })
 	talk(t, source.X509Source, py, goID, pyID)
 	if refused := dialPython(t, source.X509Source, py, "spiffe://"+testdomain.TrustDomain+"/other", pyID); refused.Event != "refused" {
 		t.Errorf("python let in whom it does not know: %+v", refused)
@@ -198,92 +194,8 @@ func (s source) after(t *testing.T, old *x509svid.SVID, what string, right func(
 	return got
 }
 
-// event is a line that workload.py prints.
-type event struct {
-	Event, ID, Serial, Error, Said, Token string
-	DNS                                   []string
-	Roots, Port                           int
-}
-
-// python is a running workload.py.
-type python struct {
-	in     io.Writer
-	events chan event
-}
-
-func startPython(t *testing.T, a *testdomain.Agent) *python {
-	t.Helper()
-	cmd := exec.Command(filepath.Join(testdomain.Root(t), ".cache/python/bin/python"), "testdata/workload.py")
-	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET="+a.Socket())
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var complaints bytes.Buffer // spiffe-tls reports contexts that it cannot renew once they are in use
-	cmd.Stderr = &complaints
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start python: %v (make needs installs it)", err)
-	}
-	p := &python{in: in, events: make(chan event, 100)}
-	go func() {
-		defer close(p.events)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			var e event
-			if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-				e = event{Event: "error", Error: lines.Text()}
-			}
-			p.events <- e
-		}
-	}()
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Process.Kill()
-		for range p.events { // its end; Wait closes the pipe
-		}
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("--- standard error of python\n%s", complaints.String())
-		}
-	})
-	return p
-}
-
-// next skips to the next event of that kind, or of any where none is named, that is right. An error of the script fails the test.
-func (p *python) next(t *testing.T, kind string, right func(event) bool) event {
-	t.Helper()
-	late := time.After(60 * time.Second)
-	for {
-		select {
-		case e, more := <-p.events:
-			switch {
-			case !more:
-				t.Fatalf("python ended before %s", kind)
-			case e.Event == "error":
-				t.Fatalf("python: %s", e.Error)
-			case (kind == "" || e.Event == kind) && right(e):
-				return e
-			case kind == "peer" && e.Event == "refused":
-				t.Fatalf("python: %s", e.Error)
-			}
-		case <-late:
-			t.Fatalf("no %s from python", kind)
-		}
-	}
-}
-
-func (p *python) do(t *testing.T, command string) {
-	t.Helper()
-	if _, err := io.WriteString(p.in, command+"\n"); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // talk has each side call the other.
-func talk(t *testing.T, s *workloadapi.X509Source, py *python, goID, pyID string) {
+func talk(t *testing.T, s *workloadapi.X509Source, py *program, goID, pyID string) {
 	t.Helper()
 	l, err := spiffetls.ListenWithMode(t.Context(), "tcp", "127.0.0.1:0",
 		spiffetls.MTLSServerWithSource(tlsconfig.AuthorizeID(spiffeid.RequireFromString(pyID)), s))
@@ -291,13 +203,13 @@ func talk(t *testing.T, s *workloadapi.X509Source, py *python, goID, pyID string
 		t.Fatal(err)
 	}
 	defer l.Close()
-	py.do(t, "dial "+l.Addr().String()+" "+goID)
+	py.start(t, "dial "+l.Addr().String()+" "+goID)
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	answer(t, conn)
-	if e := py.next(t, "peer", func(event) bool { return true }); e.Said != "go heard hello from python" {
+	if e := py.next(t, "peer"); e.Said != "go heard hello from python" {
 		t.Errorf("python heard %q", e.Said)
 	}
 	if e := dialPython(t, s, py, goID, pyID); e.Event != "peer" || e.Said != "hello from go" {
@@ -321,10 +233,9 @@ func answer(t *testing.T, conn net.Conn) {
 }
 
 // dialPython calls a Python listener that lets in expected only, and gives how that ended there.
-func dialPython(t *testing.T, s *workloadapi.X509Source, py *python, expected, pyID string) event {
+func dialPython(t *testing.T, s *workloadapi.X509Source, py *program, expected, pyID string) event {
 	t.Helper()
-	py.do(t, "serve "+expected)
-	port := py.next(t, "listening", func(event) bool { return true }).Port
+	port := py.do(t, "serve "+expected, "listening").Port
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	conn, err := spiffetls.DialWithMode(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port),
@@ -334,33 +245,7 @@ func dialPython(t *testing.T, s *workloadapi.X509Source, py *python, expected, p
 		conn.SetDeadline(time.Now().Add(20 * time.Second))
 		io.WriteString(conn, "hello from go") // what came of it, python tells
 	}
-	for {
-		if e := py.next(t, "", func(event) bool { return true }); e.Event == "peer" || e.Event == "refused" {
-			return e
-		}
-	}
-}
-
-// pythonPath is what the agent sees of a process of the virtual environment.
-func pythonPath(t *testing.T) string {
-	t.Helper()
-	path, err := filepath.EvalSymlinks(filepath.Join(testdomain.Root(t), ".cache/python/bin/python"))
-	if err != nil {
-		t.Fatalf("python: %v (make needs installs it)", err)
-	}
-	return path
-}
-
-func programPath(t *testing.T) string {
-	t.Helper()
-	path, err := os.Executable()
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return py.next(t, "peer", "refused")
 }
 
 // stream is go-spiffe's watcher, which tells each update and each error in turn.

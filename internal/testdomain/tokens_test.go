@@ -21,7 +21,7 @@ type tokens struct {
 	server *testdomain.Server
 	agent  *testdomain.Agent
 	source *workloadapi.JWTSource
-	py     *python
+	py     *program
 }
 
 func newTokens(t *testing.T) *tokens {
@@ -44,7 +44,7 @@ func newTokens(t *testing.T) *tokens {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.source.Close() })
-	d.py = startPython(t, d.agent)
+	d.py = python(t, d.agent)
 	return d
 }
 
@@ -70,8 +70,7 @@ func (d *tokens) accepted(t *testing.T, audience, token, id string) {
 	if s, err := jwtsvid.ParseAndValidate(token, d.source, []string{audience}); err != nil || s.ID.String() != id {
 		t.Errorf("go-spiffe takes it for %v, %v", s, err)
 	}
-	d.py.do(t, "check "+audience+" "+token)
-	if e := d.py.next(t, "", func(e event) bool { return e.Event == "checked" || e.Event == "refused" }); e.ID != id {
+	if e := d.py.do(t, "check "+audience+" "+token, "checked", "refused"); e.ID != id {
 		t.Errorf("py-spiffe: %s %s", e.Event, e.Error)
 	}
 }
@@ -84,14 +83,12 @@ func TestTokensOfOtherPeoplesClients(t *testing.T) {
 	goID, pyID := "spiffe://"+testdomain.TrustDomain+"/go", "spiffe://"+testdomain.TrustDomain+"/py"
 	first := d.must(t, "py")
 	d.accepted(t, "py", first.Marshal(), goID)
-	d.py.do(t, "token go other")
-	theirs := d.py.next(t, "token", func(event) bool { return true })
+	theirs := d.py.do(t, "token go other", "token")
 	if theirs.ID != pyID {
 		t.Errorf("python has %s", theirs.ID)
 	}
 	d.accepted(t, "go", theirs.Token, pyID)
-	d.py.do(t, "check other "+first.Marshal())
-	if e := d.py.next(t, "", func(e event) bool { return e.Event != "svid" }); e.Event != "refused" {
+	if e := d.py.do(t, "check other "+first.Marshal(), "checked", "refused"); e.Event != "refused" {
 		t.Errorf("for another audience: %+v", e)
 	}
 

@@ -1,6 +1,5 @@
-"""A workload in Python. It holds an X509Source, prints each update as a line of JSON once it has checked it, and does what lines on
-standard input say: `dial HOST:PORT ID` or `serve ID`, both mutual TLS with a peer of that SPIFFE ID only; `token AUDIENCE...` fetches a
-JWT-SVID, `check AUDIENCE TOKEN` verifies one with the bundles that it holds and has the Workload API verify it."""
+"""A workload in Python on py-spiffe. It holds an X509Source and a JwtSource, prints each update as a line of JSON once it has checked
+it, and does what lines on standard input say (see ../README.md)."""
 
 import json
 import sys
@@ -72,24 +71,37 @@ def call(source, address, spiffe_id):
     conn.close()
 
 
-def token(tokens, audience):
-    svid = tokens.fetch_svid(audience=set(audience))
-    say("token", id=str(svid.spiffe_id), token=svid.token)
+def outcome(ask):
+    try:
+        return str(ask().spiffe_id), ""
+    except Exception as e:  # which one does not matter: the token is no good
+        return "", repr(e)
 
 
-def check(tokens, audience, text):
-    claimed = JwtSvid.parse_insecure(text, {audience}).spiffe_id
-    bundle = tokens.get_bundle_for_trust_domain(claimed.trust_domain)
-    own = JwtSvid.parse_and_validate(text, bundle, {audience}).spiffe_id
-    with WorkloadApiClient() as api:
-        theirs = api.validate_jwt_svid(text, audience).spiffe_id
-    if own != theirs:
-        raise ValueError(f"{own} is not {theirs}")
-    say("checked", id=str(own))
+def check(source, audience, token):
+    """Asks the library, with the keys of the bundle, and the agent."""
+
+    def here():
+        unverified = JwtSvid.parse_insecure(token, {audience})
+        bundle = source.get_bundle_for_trust_domain(unverified.spiffe_id.trust_domain)
+        return JwtSvid.parse_and_validate(token, bundle, {audience})
+
+    def there():
+        with WorkloadApiClient() as api:
+            return api.validate_jwt_svid(token, audience, timeout=20)
+
+    (mine, why), (agents, why_not) = outcome(here), outcome(there)
+    if mine != agents:
+        say("error", error=f"here {mine or why}, the agent {agents or why_not}")
+    elif mine:
+        say("checked", id=mine)
+    else:
+        say("refused", error=f"{why}; {why_not}")
 
 
 def main():
     source = X509Source(timeout_in_seconds=60)
+    tokens = JwtSource(timeout_in_seconds=60)
 
     def update():
         try:
@@ -97,20 +109,29 @@ def main():
         except Exception as e:  # the test reads what it was
             say("error", error=repr(e))
 
-    tokens = JwtSource(timeout_in_seconds=60)
+    def held():
+        try:
+            say("held", **checked(source.get_x509_context()))
+        except Exception as e:
+            say("nothing", error=repr(e))
+
+    def token(*audience):
+        svid = tokens.fetch_svid(set(audience))
+        say("token", id=str(svid.spiffe_id), token=svid.token)
+
+    commands = {
+        "dial": lambda address, spiffe_id: call(source, address, spiffe_id),
+        "serve": lambda spiffe_id: serve(source, spiffe_id),
+        "token": token,
+        "check": lambda audience, text: check(tokens, audience, text),
+        "held": held,
+    }
     source.subscribe_for_updates(update)
     update()
     for line in sys.stdin:
-        words = line.split()
+        name, *words = line.split()
         try:
-            if words[0] == "dial":
-                call(source, words[1], words[2])
-            elif words[0] == "serve":
-                serve(source, words[1])
-            elif words[0] == "token":
-                token(tokens, words[1:])
-            elif words[0] == "check":
-                check(tokens, words[1], words[2])
+            commands[name](*words)
         except (SSL.Error, Exception) as e:
             say("refused", error=repr(e))
     tokens.close()
