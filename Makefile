@@ -14,7 +14,7 @@ KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
 # ROW is the ID of a SPIFFE requirement in the name of a test.
 ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT)[-_][0-9]{2}
 
-.PHONY: help build demo test unit conformance id-differential parity oracle fuzz race end-to-end shapes lint cross needs bench generate clean
+.PHONY: help build demo test unit conformance id-differential parity oracle fuzz race end-to-end clients shapes lint cross needs bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,7 @@ lint: ## vet, staticcheck, formatting, other systems
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go vet -tags shapes,lintshapes ./ca
+	go vet -tags clients ./internal/testdomain
 	go tool -modfile=tools/lint/go.mod staticcheck ./...
 	$(MAKE) cross
 
@@ -74,6 +75,10 @@ race: ## the packages that share state, under the race detector
 end-to-end: build ## whole trust domains with real Envoys, two hosts, other people's clients
 	@mkdir -p $(SHAPES)
 	GOFLAGS="$(GOFLAGS) $(KEEP)" go test -count=1 -parallel 6 -timeout 20m ./internal/testdomain/...
+
+clients: build needs ## workloads on other people's libraries in Go, Python, Rust, Java and Node, against each other
+	tools/clients/get
+	go test -count=1 -tags clients -run TestForeignClients -v ./internal/testdomain
 
 shapes: ## every shape of certificate that the test runs issued: zlint, OpenSSL and GnuTLS find nothing
 	@mkdir -p $(SHAPES)
