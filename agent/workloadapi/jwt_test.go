@@ -166,7 +166,7 @@ func TestCallerWithoutIdentityIsDeniedJWTs(t *testing.T) {
 }
 
 // What is not served says so; these answer something else to a process without an identity.
-func TestWAPI_01_BothProfilesAreServed(t *testing.T) {
+func TestWAPI_01_WhatIsNotServedSaysSo(t *testing.T) {
 	n := newNode(t)
 	conn := served(t, n)
 	for method, served := range methods() {
