@@ -89,6 +89,8 @@ func TestRun(t *testing.T) {
 		"a package that does not build": {in: all.String() + `{"ImportPath":"p","Action":"build-output","Output":"p.go:1: no\n"}` + "\n" +
 			`{"Action":"output","Package":"p","Output":"FAIL\tp [build failed]\n"}` + "\n" + `{"Action":"fail","Package":"p"}` + "\n",
 			fails: "1 tests or packages failed", shows: []string{"p.go:1: no", "FAIL\tp [build failed]"}},
+		"a test that never ended": {in: all.String() + `{"Action":"output","Package":"q","Test":"TestHangs","Output":"panic: test timed out\n"}` + "\n" +
+			`{"Action":"fail","Package":"q"}` + "\n", fails: "1 tests or packages failed", shows: []string{"panic: test timed out"}},
 		"a row that there is not": {in: all.String() + ran("pass", "TestX509_99"), report: true, fails: "1 row IDs", shows: []string{"no row: [X509-99]"}},
 		"nothing":                 {in: "", report: true, fails: "no test ran"},
 		"no JSON":                 {in: "go: no such tool\n", report: true, fails: "no test ran", shows: []string{"go: no such tool"}},

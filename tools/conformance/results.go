@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -47,11 +48,23 @@ func readResults(in io.Reader, out io.Writer) (results, error) {
 		case "build-output":
 			fmt.Fprint(out, e.Output)
 		case "pass", "fail", "skip":
+			if e.Test == "" && e.Action == "fail" {
+				showUnended(out, e.Package, printed)
+			}
 			r.end(out, e, printed[key])
 			delete(printed, key)
 		}
 	}
 	return r, lines.Err()
+}
+
+// showUnended shows what tests printed that were running when their package ended: a panic's or a timeout's stack.
+func showUnended(out io.Writer, of string, printed map[string][]string) {
+	for _, key := range slices.Sorted(maps.Keys(printed)) {
+		if test, ours := strings.CutPrefix(key, of+" "); ours && test != "" {
+			fmt.Fprint(out, strings.Join(printed[key], ""))
+		}
+	}
 }
 
 // end counts one test or package that has ended.
