@@ -72,7 +72,7 @@ func kids(a *ca.JWTAuthority) (ids []string) {
 	return ids
 }
 
-func TestJWT_03_JWT_08_SaysNothingMoreThanItMust(t *testing.T) {
+func TestJWT_03_JWT_08_INT_03_SaysNothingMoreThanItMust(t *testing.T) {
 	for _, issuer := range []string{"", "https://oidc.example.org"} {
 		c := jwtConfig()
 		c.Issuer = issuer

@@ -20,6 +20,7 @@ import (
 	"github.com/writ-dev/writ/authz/policy"
 	"github.com/writ-dev/writ/policies"
 	"github.com/writ-dev/writ/registration"
+	"github.com/writ-dev/writ/svid"
 )
 
 // node is what a node knows: the facts of one ID, and which certificates verify.
@@ -75,6 +76,7 @@ func TestSource(t *testing.T) {
 			"selectors": []any{"a:b:c", "unix:uid:1"}, "assurance": 3.0, "entry": "web", "hint": "primary",
 			"node": "spiffe://example.org/writ/agent/x509pop/1"}
 	}
+	longest := "spiffe://example.org/" + strings.Repeat("x", svid.MaxIDLength-len("spiffe://example.org/"))
 	rows := []struct {
 		name, principal, certificate string
 		want                         any
@@ -86,6 +88,8 @@ func TestSource(t *testing.T) {
 			"trust_domain": "partner.org", "path": []any{"x"}, "certificate": false}},
 		{"an ID without a path", "spiffe://example.org", "", map[string]any{"spiffe_id": "spiffe://example.org",
 			"trust_domain": "example.org", "path": []any{}, "certificate": false}},
+		{"ID-18: 2048 bytes", longest, "", map[string]any{"spiffe_id": longest, "trust_domain": "example.org", "path": []any{longest[len("spiffe://example.org/"):]},
+			"certificate": false}},
 		{"EXT-01: nobody", "", "", nil},
 		{"EXT-01: a distinguished name", "CN=x", "", nil},
 		{"EXT-01: a DNS name", "db.example.org", "", nil},
