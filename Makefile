@@ -12,7 +12,7 @@ SHAPES := $(CURDIR)/.cache/shapes
 KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
 
 # ROW is the ID of a SPIFFE requirement in the name of a test.
-ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT)[-_][0-9]{2}
+ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT|CLIENT)[-_][0-9]{2}
 
 .PHONY: help build demo test unit conformance id-differential parity oracle fuzz race end-to-end clients shapes lint cross needs bench generate clean
 

@@ -356,7 +356,7 @@ func TestRefusalIsSaid(t *testing.T) {
 	}
 }
 
-// clients.md rule 13: workloads take the first, which must not become another because it cannot be signed just now.
+// Workloads take the first, which must not become another because it cannot be signed just now.
 func TestFirstJWTIsNeverLeftOut(t *testing.T) {
 	server := started(t)
 	server.Apply(entry("a", "alice"), entry("b", "alice"))

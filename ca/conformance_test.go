@@ -38,7 +38,7 @@ func TestLeafThatIsIssued(t *testing.T) {
 			_, critical, _ := extensionOf(leaf, 2, 5, 29, 17)
 			return critical && len(leaf.Subject.Names) == 0
 		},
-		"X509-12/basic constraints that say no CA": func() bool {
+		"X509-12, CLIENT-07/basic constraints that say no CA": func() bool {
 			value, _, there := extensionOf(leaf, 2, 5, 29, 19)
 			return there && bytes.Equal(value, []byte{0x30, 0x00}) && !leaf.IsCA
 		},
@@ -46,8 +46,8 @@ func TestLeafThatIsIssued(t *testing.T) {
 			_, critical, there := extensionOf(leaf, 2, 5, 29, 15)
 			return there && critical
 		},
-		"X509-26, X509-27, X509-28/digitalSignature and nothing else": func() bool { return leaf.KeyUsage == x509.KeyUsageDigitalSignature },
-		"X509-31, X509-32/for server and client, not critical": func() bool {
+		"X509-26, X509-27, X509-28, CLIENT-08/digitalSignature and nothing else": func() bool { return leaf.KeyUsage == x509.KeyUsageDigitalSignature },
+		"X509-31, X509-32, CLIENT-11/for server and client, not critical": func() bool {
 			_, critical, there := extensionOf(leaf, 2, 5, 29, 37)
 			return there && !critical && cmp.Equal(leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) &&
 				len(leaf.UnknownExtKeyUsage) == 0
@@ -74,10 +74,11 @@ func TestAuthoritiesThatAreMade(t *testing.T) {
 	b := start(t, config()).Bundle()
 	for tier, c := range map[string]*x509.Certificate{"root": b.Roots[0], "issuing": b.Issuing[0]} {
 		usage, usageCritical, _ := extensionOf(c, 2, 5, 29, 15)
+		_, _, constrained := extensionOf(c, 2, 5, 29, 30)
 		for name, holds := range map[string]bool{
 			"ID-30, ID-31, X509-14, X509-15, X509-16/the trust domain's ID, alone": len(c.URIs) == 1 && c.URIs[0].String() == "spiffe://example.org",
 			"X509-10, X509-11/a CA":                                          c.BasicConstraintsValid && c.IsCA,
-			"X509-20/no name constraints":                                    !c.PermittedDNSDomainsCritical && len(c.PermittedURIDomains)+len(c.ExcludedURIDomains) == 0,
+			"X509-20, CLIENT-09/no name constraints":                         !constrained,
 			"X509-23, X509-24, X509-25, X509-30/keyCertSign alone, critical": usageCritical && bytes.Equal(usage, []byte{3, 2, 2, 4}),
 			"X509-33/no extended key usage":                                  len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0,
 			"X509-45/a subject, and key ids": len(c.Subject.Names) > 0 && len(c.SubjectKeyId) > 0 &&

@@ -72,7 +72,7 @@ func kids(a *ca.JWTAuthority) (ids []string) {
 	return ids
 }
 
-func TestJWT_03_JWT_08_INT_03_SaysNothingMoreThanItMust(t *testing.T) {
+func TestJWT_03_JWT_08_INT_03_CLIENT_17_CLIENT_18_SaysNothingMoreThanItMust(t *testing.T) {
 	for _, issuer := range []string{"", "https://oidc.example.org"} {
 		c := jwtConfig()
 		c.Issuer = issuer
@@ -83,7 +83,7 @@ func TestJWT_03_JWT_08_INT_03_SaysNothingMoreThanItMust(t *testing.T) {
 		text := must(a.Issue(d))(t)
 		parts := strings.Split(text, ".")
 		header, claims := unbase64(t, parts[0]), unbase64(t, parts[1])
-		// Rules 17 and 18: alg, kid, typ; aud as a list, exp and iat as integers, sub, and iss where it is configured.
+		// alg, kid, typ; aud as a list, exp and iat as integers, sub, and iss where it is configured.
 		if want := fmt.Sprintf(`{"alg":"ES256","kid":%q,"typ":"JWT"}`, kids(a)[0]); header != want {
 			t.Errorf("header is %s, want %s", header, want)
 		}
@@ -188,7 +188,7 @@ func TestJWTDraftRefuses(t *testing.T) {
 		{"JWT-13/no audience", func(r *ca.JWTRequest) { r.Audience = nil }, false},
 		{"JWT-13/an empty audience", func(r *ca.JWTRequest) { r.Audience = []string{"db", ""} }, false},
 		{"JWT-15/32 audiences", func(r *ca.JWTRequest) { r.Audience = append(many[:31:31], "db") }, true},
-		{"JWT-15/33 audiences", func(r *ca.JWTRequest) { r.Audience = many }, false},
+		{"JWT-15, CLIENT-18/33 audiences", func(r *ca.JWTRequest) { r.Audience = many }, false},
 		{"an audience of 1025 bytes", func(r *ca.JWTRequest) { r.Audience = []string{strings.Repeat("x", 1025)} }, false},
 		{"audiences that make the token too long", func(r *ca.JWTRequest) { r.Audience = long }, false},
 		{"an audience that is no text", func(r *ca.JWTRequest) { r.Audience = []string{"\xff"} }, false},
@@ -384,7 +384,7 @@ func TestJWTOldKeyStaysForItsTokens(t *testing.T) {
 	})
 }
 
-func TestJWTRestart(t *testing.T) {
+func TestCLIENT_20_JWTRestart(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		keys  func() keystore.Store
@@ -409,7 +409,7 @@ func TestJWTRestart(t *testing.T) {
 				stop()
 				row.spoil(c)
 				b := running(t, c)
-				must(verify(b, before.Token()))(t) // "token from before the restart", rule 20
+				must(verify(b, before.Token()))(t) // "token from before the restart"
 				if row.same {
 					if got := token(t, b); got.KeyID != before.KeyID || len(kids(b)) != 1 {
 						t.Errorf("key %s signs, of %v", got.KeyID, kids(b))

@@ -110,8 +110,8 @@ func TestParseJWKS(t *testing.T) {
 	}
 }
 
-// What we print has the members of rule 19 at full width, and go-spiffe and we read it back.
-func TestJWKS(t *testing.T) {
+// What we print has the five members at full width, and go-spiffe and we read it back.
+func TestCLIENT_19_JWKS(t *testing.T) {
 	b := svid.JWTBundle{TrustDomain: exampleOrg}
 	if got := string(b.JWKS()); got != `{"keys":[]}` { // TDB-11, WAPI-61
 		t.Errorf("no keys are printed as %s", got)

@@ -54,7 +54,7 @@ func TestWEP_27_ListenGivesExactlyTheMode(t *testing.T) {
 	}
 }
 
-func TestWEP_27_ListenReplacesWhatNobodyServes(t *testing.T) {
+func TestWEP_27_CLIENT_22_ListenReplacesWhatNobodyServes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	for range 3 {
 		l, err := peer.Listen(path, 0o600)

@@ -50,37 +50,37 @@ func TestX509Profile(t *testing.T) {
 		return cmp.Equal(slices.Sorted(maps.Keys(bundles)), want)
 	}
 	for name, holds := range map[string]func() bool{
-		"WAPI-20, INT-03: never empty": func() bool { return len(m.GetSvids()) > 0 },
-		"WAPI-21, X509-36: DER, the leaf, then the issuing certificate": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
+		"WAPI-20, INT-03, CLIENT-04: never empty": func() bool { return len(m.GetSvids()) > 0 },
+		"WAPI-21, X509-36, CLIENT-10, CLIENT-11: DER, the leaf, then the issuing certificate": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
 			return len(chain) == 2 && !chain[0].IsCA && chain[1].IsCA && !bytes.Equal(chain[1].RawIssuer, chain[1].RawSubject) &&
 				!bytes.Contains(s.GetX509Svid(), []byte("-----"))
 		}),
-		"WAPI-22: PKCS#8, and the leaf's": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
+		"WAPI-22, CLIENT-08, CLIENT-11: PKCS#8, and the leaf's": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
 			key, err := x509.ParsePKCS8PrivateKey(s.GetX509SvidKey())
 			k, ok := key.(*ecdsa.PrivateKey)
 			return err == nil && ok && k.PublicKey.Equal(chain[0].PublicKey)
 		}),
-		"WAPI-23: our roots beside each": each(func(s *workload.X509SVID, _ []*x509.Certificate) bool {
+		"WAPI-23, CLIENT-06: our roots beside each": each(func(s *workload.X509SVID, _ []*x509.Certificate) bool {
 			return bytes.Equal(s.GetBundle(), n.server.Root.Raw)
 		}),
-		"WAPI-24, INT-03, INT-09: spiffe_id is the leaf's, byte for byte": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
+		"WAPI-24, INT-03, INT-09, CLIENT-08, CLIENT-11: spiffe_id is the leaf's, byte for byte": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
 			id, err := svid.IDFromCert(chain[0])
 			return err == nil && id.String() == s.GetSpiffeId()
 		}),
-		"INT-05, INT-06: both extensions, and a path": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
+		"INT-05, INT-06, CLIENT-07, CLIENT-08: both extensions, and a path": each(func(s *workload.X509SVID, chain []*x509.Certificate) bool {
 			return chain[0].BasicConstraintsValid && chain[0].KeyUsage != 0 && chain[1].BasicConstraintsValid && chain[1].KeyUsage != 0 &&
 				strings.Count(s.GetSpiffeId(), "/") == 3
 		}),
 		"ID-18: an ID of 2048 bytes": func() bool { return m.GetSvids()[2].GetSpiffeId() == long.SpiffeId },
-		"ID-24, WAPI-25, WAPI-26, INT-05: federated bundles by trust domain ID, without ours": func() bool {
+		"ID-24, WAPI-25, WAPI-26, INT-05, CLIENT-12: federated bundles by trust domain ID, without ours": func() bool {
 			return keysAre(m.GetFederatedBundles(), "spiffe://foreign.org") && bytes.Equal(m.GetFederatedBundles()["spiffe://foreign.org"], foreign.Root.Raw)
 		},
 		"WAPI-27: no CRLs": func() bool { return len(m.GetCrl()) == 0 },
-		"WAPI-28: a hint once, the first's": func() bool {
+		"WAPI-28, CLIENT-14: a hint once, the first's": func() bool {
 			return m.GetSvids()[0].GetHint() == "same" && m.GetSvids()[1].GetHint() == "" && m.GetSvids()[2].GetHint() == ""
 		},
-		"WAPI-40, INT-07: FetchX509Bundles has ours": func() bool { return bytes.Equal(all["spiffe://example.org"], n.server.Root.Raw) },
-		"ID-24, WAPI-41: and the federated, by trust domain ID": func() bool {
+		"WAPI-40, INT-07, CLIENT-06, CLIENT-20: FetchX509Bundles has ours": func() bool { return bytes.Equal(all["spiffe://example.org"], n.server.Root.Raw) },
+		"ID-24, WAPI-41, CLIENT-12: and the federated, by trust domain ID": func() bool {
 			return keysAre(all, "spiffe://example.org", "spiffe://foreign.org") && bytes.Equal(all["spiffe://foreign.org"], foreign.Root.Raw)
 		},
 	} {
@@ -122,7 +122,7 @@ func TestWAPI_13_MandatoryFieldsAtTheirDefault(t *testing.T) {
 }
 
 // WAPI-09: warm, it takes milliseconds; the best of ten is far from any bound even where the machine is busy.
-func TestWAPI_09_FirstMessageComesAtOnce(t *testing.T) {
+func TestWAPI_09_CLIENT_24_FirstMessageComesAtOnce(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.start()

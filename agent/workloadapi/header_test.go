@@ -79,8 +79,8 @@ func methods() map[string]bool {
 	return all
 }
 
-// Rule 16: before anything else of the call, on each of the seven methods, served or not.
-func TestWEP_06_WEP_07_HeaderIsAskedForFirst(t *testing.T) {
+// Before anything else of the call, on each of the seven methods, served or not.
+func TestWEP_06_WEP_07_CLIENT_16_HeaderIsAskedForFirst(t *testing.T) {
 	path := agenttest.Socket(t)
 	handler := workloadapi.New(workloadapi.Config{Source: untouched{t}})
 	agenttest.Serve(t, path, func(s *grpc.Server) { handler.Register(s) })

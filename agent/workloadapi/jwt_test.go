@@ -138,7 +138,7 @@ func TestJWTSVIDsOfTheIdentitiesAskedFor(t *testing.T) {
 	}
 }
 
-func TestWAPI_56_HintsAreUnique(t *testing.T) {
+func TestWAPI_56_CLIENT_14_HintsAreUnique(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(hinted("a", "x"), hinted("b", "x"), hinted("c", "y"))
 	got, _ := mustFetchJWT(t, served(t, n), "", "db")
@@ -147,26 +147,26 @@ func TestWAPI_56_HintsAreUnique(t *testing.T) {
 	}
 }
 
-// Rule 3: without an entry, each of the three says so in the words that rust-spiffe looks for.
+// Without an entry, each of the three says so in the words that rust-spiffe looks for.
 func TestCallerWithoutIdentityIsDeniedJWTs(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("other", "/another/executable"))
 	conn := served(t, n)
-	t.Run("WEP-20: FetchJWTSVID", func(t *testing.T) {
+	t.Run("WEP-20, CLIENT-03: FetchJWTSVID", func(t *testing.T) {
 		_, err := fetchJWT(t, conn, "", "db")
 		wantCode(t, err, codes.PermissionDenied, "no identity issued")
 	})
-	t.Run("WAPI-65: FetchJWTBundles", func(t *testing.T) {
+	t.Run("WAPI-65, CLIENT-03: FetchJWTBundles", func(t *testing.T) {
 		jwtBundles(t, conn).ends(codes.PermissionDenied, "no identity issued")
 	})
-	t.Run("WAPI-77: ValidateJWTSVID", func(t *testing.T) {
+	t.Run("WAPI-77, CLIENT-03: ValidateJWTSVID", func(t *testing.T) {
 		_, err := validate(t, conn, "db", n.server.JWT(claims("web", "db")))
 		wantCode(t, err, codes.PermissionDenied, "no identity issued")
 	})
 }
 
 // What is not served says so; these answer something else to a process without an identity.
-func TestWAPI_01_WhatIsNotServedSaysSo(t *testing.T) {
+func TestWAPI_01_CLIENT_23_WhatIsNotServedSaysSo(t *testing.T) {
 	n := newNode(t)
 	conn := served(t, n)
 	for method, served := range methods() {
@@ -177,8 +177,8 @@ func TestWAPI_01_WhatIsNotServedSaysSo(t *testing.T) {
 	}
 }
 
-// Rule 2: while entries are unknown nobody is denied.
-func TestWEP_18_JWTsAreUnavailableUntilEntriesAreKnown(t *testing.T) {
+// While entries are unknown nobody is denied.
+func TestWEP_18_CLIENT_02_JWTsAreUnavailableUntilEntriesAreKnown(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("web"))
@@ -218,7 +218,7 @@ func TestWAPI_58_NoServerIsUnavailable(t *testing.T) {
 	}
 }
 
-// Rules 12, 19 and 20, R14.
+// R14.
 func TestBundlesOfJWTKeys(t *testing.T) {
 	n := newNode(t)
 	foreign, keyless := agenttest.New(t, "foreign.org"), agenttest.New(t, "keyless.org")
@@ -230,13 +230,13 @@ func TestBundlesOfJWTKeys(t *testing.T) {
 	n.server.Apply(e)
 	n.server.RotateJWT(true)
 	got := jwtBundles(t, served(t, n)).next().GetBundles()
-	t.Run("WAPI-60, WAPI-25, INT-07: our own and the federated, by ID", func(t *testing.T) {
+	t.Run("WAPI-60, WAPI-25, INT-07, CLIENT-12, CLIENT-20: our own and the federated, by ID", func(t *testing.T) {
 		if ids := slices.Sorted(maps.Keys(got)); !cmp.Equal(ids, []string{"spiffe://example.org", "spiffe://foreign.org"}) {
 			t.Fatalf("bundles of %v", ids)
 		}
 	})
 	for id, count := range map[string]int{"spiffe://example.org": 2, "spiffe://foreign.org": 1} {
-		t.Run("WAPI-61, WAPI-62, WAPI-63: the keys of "+id, func(t *testing.T) {
+		t.Run("WAPI-61, WAPI-62, WAPI-63, CLIENT-19: the keys of "+id, func(t *testing.T) {
 			b, err := jwtbundle.Parse(spiffeid.RequireTrustDomainFromString(id), got[id])
 			if err != nil || len(b.JWTAuthorities()) != count {
 				t.Errorf("%d keys, %v", len(b.JWTAuthorities()), err)
@@ -254,7 +254,7 @@ func TestBundlesOfJWTKeys(t *testing.T) {
 	}
 }
 
-func TestWAPI_60_OwnBundleIsThereWithoutKeys(t *testing.T) {
+func TestWAPI_60_CLIENT_20_OwnBundleIsThereWithoutKeys(t *testing.T) {
 	n := newNode(t)
 	n.server.Trust("example.org", n.server.Root)
 	n.server.Apply(entry("web"))
@@ -281,8 +281,7 @@ func TestWAPI_09_BundlesWaitForNoSVID(t *testing.T) {
 	}
 }
 
-// Rules 1, 4 and 24.
-func TestJWTBundleStreamTellsOfChangesOnly(t *testing.T) {
+func TestCLIENT_01_CLIENT_04_CLIENT_24_JWTBundleStreamTellsOfChangesOnly(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	conn := served(t, n)
@@ -311,7 +310,7 @@ func claims(name string, audience ...string) map[string]any {
 	return map[string]any{"sub": "spiffe://example.org/" + name, "aud": audience, "exp": time.Now().Add(time.Minute).Unix(), "iat": time.Now().Unix()}
 }
 
-func TestWAPI_72_OwnClaimsAreGiven(t *testing.T) {
+func TestWAPI_72_CLIENT_21_OwnClaimsAreGiven(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	conn := served(t, n)
@@ -369,8 +368,8 @@ func TestWAPI_72_OfForeignTokensThreeClaims(t *testing.T) {
 	}
 }
 
-// Rule 21. What makes a token invalid is tested in package svid, row by row; here is one of each kind.
-func TestWAPI_73_WhatIsInvalidIsRefused(t *testing.T) {
+// What makes a token invalid is tested in package svid, row by row; here is one of each kind.
+func TestWAPI_73_CLIENT_21_WhatIsInvalidIsRefused(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	conn := served(t, n)
@@ -484,7 +483,7 @@ func TestWaitingForAJWTEndsWithTheAgent(t *testing.T) {
 }
 
 // Go-spiffe's source through a life of a workload.
-func TestINT_01_GoSpiffeJWTSource(t *testing.T) {
+func TestINT_01_CLIENT_20_GoSpiffeJWTSource(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("b"), entry("a"))
@@ -540,5 +539,5 @@ func TestINT_01_GoSpiffeJWTSource(t *testing.T) {
 		return err == nil
 	})
 	check(fetch("again"), "again")
-	check(s, "db") // rule 20: from before the restart
+	check(s, "db") // from before the restart
 }

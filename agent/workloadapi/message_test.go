@@ -17,10 +17,11 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/agent/agenttest"
+	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/api/registrationv1"
 )
 
-// perfect checks one SVID as the strictest of the clients do: one that is not spoils the whole message (rule 5).
+// perfect checks one SVID as the strictest of the clients do: one that is not spoils the whole message.
 func perfect(t *testing.T, server *agenttest.Authority, s *workload.X509SVID) {
 	t.Helper()
 	chain, err := x509.ParseCertificates(s.GetX509Svid()) // WAPI-21: concatenated DER, no padding, no PEM
@@ -67,7 +68,7 @@ func perfect(t *testing.T, server *agenttest.Authority, s *workload.X509SVID) {
 	}
 }
 
-// WAPI-20 to WAPI-28, WAPI-40, WAPI-41, rules 5 to 14.
+// The rows that it keeps are tests of their own in TestX509Profile.
 func TestMessageIsPerfect(t *testing.T) {
 	n := newNode(t)
 	foreign := agenttest.New(t, "foreign.org")
@@ -127,8 +128,54 @@ func large(a *agenttest.Authority, size int) *x509.Certificate {
 	return c
 }
 
-// Rule 15: what is too much for a client is left out, the same each time, and the rest arrives.
-func TestMessageStaysWithinWhatClientsTake(t *testing.T) {
+// A bundle that cannot be read is left out, and so is a key of a kind that clients do not know: either would cost some of them the
+// whole message. The rest arrives, and what is mended comes.
+func TestCLIENT_05_OneBadElementSpoilsNothing(t *testing.T) {
+	n := newNode(t)
+	n.server.RotateJWT(true)
+	keys := n.server.Bundle().GetBundle().GetJwtAuthorities()
+	bad := func(domain string, root, keys []byte) {
+		n.server.Change(&nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: &nodev1.Bundle{TrustDomain: domain, Sequence: 1,
+			X509Authorities: [][]byte{root}, JwtAuthorities: keys}}})
+	}
+	bad("root.org", []byte("no certificate"), keys)
+	bad("keys.org", n.server.Root.Raw, []byte(`{"keys":`))
+	bad("kind.org", n.server.Root.Raw, bytes.Replace(keys, []byte(`{"keys":[`), []byte(`{"keys":[{"kty":"AKP","alg":"ML-DSA-44","kid":"a","pub":"AA"},`), 1))
+	e := entry("web")
+	e.FederatesWith = []string{"root.org", "keys.org", "kind.org"}
+	n.server.Apply(e)
+	n.start()
+	conn := agenttest.Dial(t, n.path)
+	w, b, j := svids(t, conn), bundles(t, conn), jwtBundles(t, conn)
+	m := w.next()
+	perfect(t, n.server, m.GetSvids()[0])
+	want := map[string][]byte{"spiffe://keys.org": n.server.Root.Raw, "spiffe://kind.org": n.server.Root.Raw}
+	if diff := cmp.Diff(want, m.GetFederatedBundles()); diff != "" {
+		t.Errorf("federated bundles: %s", diff)
+	}
+	want["spiffe://example.org"] = n.server.Root.Raw
+	if diff := cmp.Diff(want, b.next().GetBundles()); diff != "" {
+		t.Errorf("bundles: %s", diff)
+	}
+	if diff := cmp.Diff(map[string]string{"spiffe://example.org": string(keys), "spiffe://kind.org": string(keys)}, texts(j.next().GetBundles())); diff != "" {
+		t.Errorf("bundles of keys: %s", diff)
+	}
+	n.server.Trust("root.org", n.server.Root)
+	if got := w.next().GetFederatedBundles(); !bytes.Equal(got["spiffe://root.org"], n.server.Root.Raw) || len(got) != 3 {
+		t.Errorf("once it is mended: %v", got)
+	}
+}
+
+func texts(bundles map[string][]byte) map[string]string {
+	out := map[string]string{}
+	for id, b := range bundles {
+		out[id] = string(b)
+	}
+	return out
+}
+
+// What is too much for a client is left out, the same each time, and the rest arrives.
+func TestCLIENT_15_MessageStaysWithinWhatClientsTake(t *testing.T) {
 	t.Run("SVIDs and bundles", func(t *testing.T) {
 		n := newNode(t)
 		var entries []*registrationv1.Entry
@@ -157,6 +204,31 @@ func TestMessageStaysWithinWhatClientsTake(t *testing.T) {
 		all := bundles(t, conn).next().GetBundles()
 		if len(all) != 200 || len(m.GetFederatedBundles()) != 199 || all["spiffe://example.org"] == nil || all["spiffe://d198.org"] == nil {
 			t.Errorf("%d bundles, %d federated", len(all), len(m.GetFederatedBundles()))
+		}
+	})
+	t.Run("JWT-SVIDs and bundles of keys", func(t *testing.T) {
+		n := newNode(t)
+		keys := n.server.Bundle().GetBundle().GetJwtAuthorities()
+		var entries []*registrationv1.Entry
+		for i := range 120 {
+			entries = append(entries, entry(fmt.Sprintf("e%03d", i)))
+		}
+		var foreign []*nodev1.Change
+		for i := range 230 {
+			domain := fmt.Sprintf("d%03d.org", i)
+			entries[0].FederatesWith = append(entries[0].FederatesWith, domain)
+			foreign = append(foreign, &nodev1.Change{Kind: &nodev1.Change_Bundle{Bundle: &nodev1.Bundle{TrustDomain: domain, Sequence: 1,
+				X509Authorities: [][]byte{n.server.Root.Raw}, JwtAuthorities: keys}}})
+		}
+		n.server.Change(foreign...)
+		n.server.Apply(entries...)
+		conn := served(t, n)
+		if _, got := mustFetchJWT(t, conn, "", "db"); len(got) != 100 || got[0] != "e000" || got[99] != "e099" {
+			t.Errorf("%d JWT-SVIDs: %v", len(got), got)
+		}
+		all := jwtBundles(t, conn).next().GetBundles()
+		if len(all) != 200 || all["spiffe://example.org"] == nil || all["spiffe://d198.org"] == nil {
+			t.Errorf("%d bundles of keys", len(all))
 		}
 	})
 	t.Run("bytes", func(t *testing.T) {

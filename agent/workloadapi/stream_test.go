@@ -20,8 +20,8 @@ import (
 	"github.com/writ-dev/writ/attest"
 )
 
-// Rule 2: a client that is denied may throw its identity away, so nobody is denied before entries are known.
-func TestWEP_18_INT_06_UnavailableUntilEntriesAreKnown(t *testing.T) {
+// A client that is denied may throw its identity away, so nobody is denied before entries are known.
+func TestWEP_18_INT_06_CLIENT_02_UnavailableUntilEntriesAreKnown(t *testing.T) {
 	t.Parallel() // it waits
 	n := newNode(t)
 	n.server.Apply(entry("web"))
@@ -38,8 +38,7 @@ func TestWEP_18_INT_06_UnavailableUntilEntriesAreKnown(t *testing.T) {
 	}
 }
 
-// Rule 3.
-func TestWEP_20_WAPI_31_WAPI_42_INT_04_CallerWithoutEntryIsDenied(t *testing.T) {
+func TestWEP_20_WAPI_31_WAPI_42_INT_04_CLIENT_03_CallerWithoutEntryIsDenied(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("other", "/another/executable"))
 	n.start()
@@ -57,7 +56,7 @@ func (broken) Attest(context.Context, attest.Peer) ([]attest.Selector, error) {
 }
 
 // R9: a failure of ours is no denial, and its cause is not for the caller.
-func TestWEP_18_INT_01_INT_02_FailingAttestorIsUnavailable(t *testing.T) {
+func TestWEP_18_INT_01_INT_02_CLIENT_02_FailingAttestorIsUnavailable(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.config.Workload = append(n.config.Workload, broken{})
@@ -90,8 +89,8 @@ func until(w watch[*workload.X509SVIDResponse], count int) *workload.X509SVIDRes
 	}
 }
 
-// Rule 4: never a message without SVIDs.
-func TestWAPI_16_WAPI_20_WithdrawnEntryEndsTheStream(t *testing.T) {
+// Never a message without SVIDs.
+func TestWAPI_16_WAPI_20_CLIENT_04_WithdrawnEntryEndsTheStream(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("a"), entry("b"))
 	n.start()
@@ -110,8 +109,8 @@ func TestWAPI_16_WAPI_20_WithdrawnEntryEndsTheStream(t *testing.T) {
 	b.ends(codes.PermissionDenied, "no identity issued")
 }
 
-// An entry that is replaced in one revision, or gets another ID, is no moment without an identity (rule 2).
-func TestINT_02_ReplacedEntryDeniesNobody(t *testing.T) {
+// An entry that is replaced in one revision, or gets another ID, is no moment without an identity.
+func TestINT_02_CLIENT_02_ReplacedEntryDeniesNobody(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.start()
@@ -125,8 +124,8 @@ func TestINT_02_ReplacedEntryDeniesNobody(t *testing.T) {
 	}
 }
 
-// Rule 1: with any other code, or none, clients stop watching for good.
-func TestWEP_28_INT_02_StreamsEndUnavailable(t *testing.T) {
+// With any other code, or none, clients stop watching for good.
+func TestWEP_28_INT_02_CLIENT_01_StreamsEndUnavailable(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		stop func(n *node)
@@ -151,8 +150,8 @@ func TestWEP_28_INT_02_StreamsEndUnavailable(t *testing.T) {
 	}
 }
 
-// Rule 24: the message after a change that the caller sees is the first after many that it does not see.
-func TestWAPI_08_UnchangedContentIsNotResent(t *testing.T) {
+// The message after a change that the caller sees is the first after many that it does not see.
+func TestWAPI_08_CLIENT_24_UnchangedContentIsNotResent(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("web"))
 	n.start()
@@ -212,8 +211,8 @@ func TestWAPI_07_WAPI_08_RotationPushesTheFullState(t *testing.T) {
 	}
 }
 
-// R8, rule 13: the first is the default of every client.
-func TestWAPI_34_OrderIsStable(t *testing.T) {
+// R8: the first is the default of every client.
+func TestWAPI_34_CLIENT_13_OrderIsStable(t *testing.T) {
 	n := newNode(t)
 	n.server.Apply(entry("b"))
 	n.server.Apply(entry("c"))
@@ -310,8 +309,8 @@ func TestWEP_15_StreamEndsWithItsCaller(t *testing.T) {
 	agenttest.Await(t, "no subscription", func() bool { return n.agent.Status().Subscriptions == 0 })
 }
 
-// Our own bundle gone, another's never stands in its place (rule 6).
-func TestID_32_WAPI_23_ForeignBundleIsNeverOurs(t *testing.T) {
+// Our own bundle gone, another's never stands in its place.
+func TestID_32_WAPI_23_CLIENT_06_ForeignBundleIsNeverOurs(t *testing.T) {
 	n := newNode(t)
 	foreign := agenttest.New(t, "foreign.org")
 	n.server.Trust("foreign.org", foreign.Root)

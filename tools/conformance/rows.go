@@ -46,7 +46,7 @@ func parseRows(text string) ([]document, error) {
 }
 
 // idPattern is an ID in a test's name. What stands before it is no letter or digit, or the word Test; no digit follows it.
-var idPattern = regexp.MustCompile(`(?:^|Test|[^A-Za-z0-9])((?:ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT)[-_][0-9]{2})(?:$|[^0-9])`)
+var idPattern = regexp.MustCompile(`(?:^|Test|[^A-Za-z0-9])((?:ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT|CLIENT)[-_][0-9]{2})(?:$|[^0-9])`)
 
 // idsIn gives the IDs in a test's name, as rows.txt writes them.
 func idsIn(name string) []string {
