@@ -225,7 +225,9 @@ func (d *agentDaemon) run(ctx context.Context) error {
 		d.workloads.Stop()
 		d.secrets.Stop()
 		d.adminServe.Close()
-		stopWithin(d.surface, time.Second)
+		// Every stream has ended and what waited for the agent ends with it: left are connections that java-spiffe does not close. Until
+		// this process has gone and another serves, all workloads of the node try in vain.
+		stopWithin(d.surface, 250*time.Millisecond)
 		if d.decider != nil {
 			stopWithin(d.decider, time.Second)
 		}

@@ -284,6 +284,9 @@ func (f *foreign) restart(t *testing.T) {
 		t.Errorf("the agent ended with %d", code)
 	}
 	stopped, ended := time.Now(), f.ended(t, stopping)
+	if took := stopped.Sub(ended); took > time.Second {
+		t.Errorf("the agent ended %s after its streams: clients are turned away for longer than they must", took)
+	}
 	f.ring(t) // with what they hold
 	for _, c := range f.clients {
 		if e := c.do(t, "held", "held", "nothing"); e.ID != c.id() {
