@@ -26,7 +26,8 @@ type bound func(operands []*ast.Term) error
 
 // bindBuiltins puts the bounds before OPA's own functions, which are one table for the process: once, before any evaluation.
 var bindBuiltins = sync.OnceFunc(func() {
-	for name, check := range map[string]bound{
+	bindBounds(textBounds())
+	bindBounds(map[string]bound{
 		ast.BitsShiftLeft.Name:          shift,
 		ast.Multiply.Name:               multiply,
 		ast.Product.Name:                product,
@@ -40,7 +41,11 @@ var bindBuiltins = sync.OnceFunc(func() {
 		ast.JWTEncodeSign.Name:          spelled,
 		ast.JSONSchemaVerify.Name:       spelled,
 		ast.JSONMatchSchema.Name:        spelled,
-	} {
+	})
+})
+
+func bindBounds(bounds map[string]bound) {
+	for name, check := range bounds {
 		call := topdown.GetBuiltin(name)
 		topdown.RegisterBuiltinFunc(name, func(b topdown.BuiltinContext, operands []*ast.Term, iter func(*ast.Term) error) error {
 			if err := check(operands); err != nil {
@@ -49,7 +54,7 @@ var bindBuiltins = sync.OnceFunc(func() {
 			return call(b, operands, iter)
 		})
 	}
-})
+}
 
 func operand[T ast.Value](operands []*ast.Term, i int) (v T) {
 	if i < len(operands) {
@@ -123,7 +128,14 @@ func format(operands []*ast.Term) error {
 	if err := made(wide * maxWidth); err != nil {
 		return err
 	}
-	return spelled(operands)
+	if err := spelled(operands); err != nil {
+		return err
+	}
+	// A verb may name any operand, so that one of them is there many times.
+	if n := strings.Count(string(operand[ast.String](operands, 0)), "%["); n > 0 && len(operands) > 1 {
+		return made(n * textSize(operands[1].Value))
+	}
+	return nil
 }
 
 func replace(operands []*ast.Term) error {
@@ -183,7 +195,8 @@ func eachNode(list *ast.Term, visit func(*ast.Term)) {
 	}
 }
 
-// spelled refuses values that share their parts, written out: forty lists of two take no memory until someone writes them down.
+// spelled refuses values that share their parts, written out: forty lists of two, or a long text a thousand times, take no memory
+// until someone writes them down.
 func spelled(operands []*ast.Term) error {
 	left := maxSpelt
 	for _, t := range operands {
@@ -191,7 +204,11 @@ func spelled(operands []*ast.Term) error {
 			return fmt.Errorf("an operand has more than %d values", maxSpelt)
 		}
 	}
-	return nil
+	n := 0
+	for _, t := range operands {
+		n += textSize(t.Value)
+	}
+	return made(n)
 }
 
 // spend takes the values that v holds off what is left, and stops where nothing is.
