@@ -88,3 +88,28 @@ func (a *Agent) attest(ctx context.Context, p attest.Peer) ([]attest.Selector, e
 	slices.SortFunc(all, attest.Selector.Compare)
 	return slices.Compact(all), nil
 }
+
+// Asks says whether an entry of this node wants a selector of that method and key: reading some of them is dear.
+func (a *Agent) Asks(method, key string) bool {
+	a.cache.mu.RLock()
+	defer a.cache.mu.RUnlock()
+	return a.cache.index.keys[[2]string{method, key}] > 0
+}
+
+func (c *cache) asked() uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.index.asked
+}
+
+// askedSince is closed once entries ask for more than they did at that count.
+func (c *cache) askedSince(asked uint64) <-chan struct{} {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.index.asked != asked {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	return c.index.grown
+}

@@ -17,7 +17,7 @@ type Page struct {
 
 // Pages gives the page of every code, in the order of the codes.
 func Pages() []Page {
-	all := slices.Concat(configPages(), workloadPages(), nodePages(), policyPages(), storePages(), authorityPages())
+	all := slices.Concat(configPages(), workloadPages(), processPages(), nodePages(), policyPages(), storePages(), authorityPages())
 	slices.SortFunc(all, func(a, b Page) int { return cmp.Compare(a.Code, b.Code) })
 	return all
 }
@@ -125,6 +125,12 @@ func workloadPages() []Page {
 				"on the server, `writ node list` shows whether the node is known and connected",
 				"check `SPIFFE_ENDPOINT_SOCKET` in the workload's environment",
 			}},
+	}
+}
+
+// processPages are about one process and its identity.
+func processPages() []Page {
+	return []Page{
 		{ProcessUnknown, "there is no such process, or none that could ask for an identity",
 			"The agent was asked about a process id and has no living process to look at under it. Process ids mean something in one PID namespace only, and are given to others later.",
 			[]string{
