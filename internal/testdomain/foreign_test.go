@@ -32,6 +32,8 @@ type client struct {
 	connects []float64
 	// loses says that it throws its identity away when it is denied, as it should; the others go on with the old one.
 	loses bool
+	// oneOfAHint says that it takes one JWT-SVID of those with the same hint, no hint being one.
+	oneOfAHint bool
 
 	first event
 	row   map[string]string // of the table
@@ -56,7 +58,7 @@ func foreignClients(t *testing.T) []*client {
 		{path: pythonPath(t), uses: "spiffe 0.3.2, spiffe-tls 0.4.0", gaps: doubling(0.1, 5), connects: grpc,
 			cmd: []string{filepath.Join(root, ".cache/python/bin/python"), filepath.Join(programs, "python/workload.py")}},
 		{path: realPath(t, filepath.Join(built, "rust/debug/workload")), uses: "spiffe 0.19.0, spiffe-rustls 0.11.0", gaps: doubling(0.2, 10), loses: true},
-		{path: java, uses: "java-spiffe 0.8.17", gaps: doubling(1, 60), connects: grpc,
+		{path: java, uses: "java-spiffe 0.8.17", oneOfAHint: true, gaps: doubling(1, 60), connects: grpc,
 			cmd: []string{java, "-cp", filepath.Join(built, "java/classes") + ":" + filepath.Join(built, "java/lib/*"), "Workload"}},
 		{path: node, uses: "grpc-js 1.14.7, jose 6.2.18", gaps: []float64{0.2}, cmd: []string{node, filepath.Join(programs, "node/workload.mjs")}},
 	}
@@ -82,6 +84,7 @@ func TestForeignClients(t *testing.T) {
 		{"fetch and verify", f.fetch},
 		{"mutual TLS of each with each", f.mutualTLS},
 		{"JWT-SVIDs of each for each", f.tokens},
+		{"two identities", f.identities},
 		{"rotation", f.rotation},
 		{"the agent restarts", f.restart},
 		{"the entries go and come back", f.withdrawal},
@@ -127,10 +130,14 @@ func startForeign(t *testing.T) *foreign {
 func (f *foreign) entries(t *testing.T) {
 	var all []string
 	for _, c := range f.clients {
-		all = append(all, fmt.Sprintf("name: %s\npath: /%[1]s\nwhere: [\"join_token:name:web-1\"]\nmatch: [\"unix:uid:%d\", \"unix:path:%s\"]\nttl: 20s\ndns: [%[1]s.internal]\n",
-			c.name, os.Getuid(), c.path))
+		all = append(all, f.entry(c, c.name))
 	}
 	f.server.Apply(t, strings.Join(all, "---\n"))
+}
+
+func (f *foreign) entry(c *client, name string) string {
+	return fmt.Sprintf("name: %s\npath: /%[1]s\nwhere: [\"join_token:name:web-1\"]\nmatch: [\"unix:uid:%d\", \"unix:path:%s\"]\nttl: 20s\ndns: [%[1]s.internal]\n",
+		name, os.Getuid(), c.path)
 }
 
 // protoFile is the Workload API's, as go-spiffe has it.
@@ -215,6 +222,45 @@ func (f *foreign) tokens(t *testing.T) {
 			verifier.do(t, "check "+audience+" "+changed, "refused")
 		}
 		c.row["JWT-SVID"] = "of all"
+	}
+}
+
+// identities gives each a second one. The first stays the default, and a library that takes one JWT-SVID of those with the same hint
+// takes both once they have hints of their own.
+func (f *foreign) identities(t *testing.T) {
+	for _, hint := range []string{"", "second"} {
+		var second []string
+		for _, c := range f.clients {
+			second = append(second, f.entry(c, "z-"+c.name)+fmt.Sprintf("hint: %q\n", hint))
+		}
+		applied := time.Now()
+		f.server.Apply(t, strings.Join(second, "---\n"))
+		f.clients[len(f.clients)-1].svid(t, func(e event) bool { return e.at.After(applied) })
+		for _, c := range f.clients {
+			want := []string{c.id(), "spiffe://" + testdomain.TrustDomain + "/z-" + c.name}
+			if c.oneOfAHint && hint == "" {
+				want = want[:1]
+			}
+			testdomain.Until(t, 30*time.Second, c.name+" has two JWT-SVIDs", func() error {
+				if e := c.do(t, "tokens "+audience, "tokens", "refused"); !slices.Equal(e.IDs, want) {
+					return fmt.Errorf("it has %+v", e)
+				}
+				return nil
+			})
+			if e := c.do(t, "held", "held"); e.ID != c.id() {
+				t.Errorf("%s now uses %s", c.name, e.ID)
+			}
+			if e := c.do(t, "token "+audience, "token"); e.ID != c.id() {
+				t.Errorf("%s now sends a token of %s", c.name, e.ID)
+			}
+			c.row["2 identities"] = "kept apart"
+			if c.oneOfAHint {
+				c.row["2 identities"] = "by hint"
+			}
+		}
+	}
+	for _, c := range f.clients {
+		f.server.Writ(t, 0, "", "entry", "delete", "z-"+c.name)
 	}
 }
 
@@ -360,7 +406,7 @@ func (f *foreign) withdrawal(t *testing.T) {
 func (f *foreign) table() {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	columns := []string{"first SVID", "mutual TLS", "JWT-SVID", "rotation", "agent away", "back after restart", "entry gone", "entry back"}
+	columns := []string{"first SVID", "mutual TLS", "JWT-SVID", "2 identities", "rotation", "agent away", "back after restart", "entry gone", "entry back"}
 	fmt.Fprintf(w, "\nclient\tlibraries\t%s\n", strings.Join(columns, "\t"))
 	for _, c := range f.clients {
 		fmt.Fprintf(w, "%s\t%s", c.name, c.uses)

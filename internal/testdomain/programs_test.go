@@ -20,7 +20,7 @@ import (
 // event is a line that a program of tools/clients prints; its README says what they mean.
 type event struct {
 	Event, ID, Serial, Error, Said, Token, Code string
-	DNS                                         []string
+	DNS, IDs                                    []string
 	Roots, Port                                 int
 
 	at time.Time // when it was read

@@ -58,7 +58,7 @@ func run(ctx context.Context) (err error) {
 		}
 	}()
 	commands := map[string]func(context.Context, []string) error{
-		"dial": w.dial, "serve": w.serve, "token": w.token, "check": w.check, "held": w.held,
+		"dial": w.dial, "serve": w.serve, "token": w.token, "tokens": w.tokens, "check": w.check, "held": w.held,
 	}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		words := strings.Fields(lines.Text())
@@ -82,6 +82,7 @@ type event struct {
 	Event  string   `json:"event"`
 	ID     string   `json:"id,omitempty"`
 	Serial string   `json:"serial,omitempty"`
+	IDs    []string `json:"ids,omitempty"`
 	DNS    []string `json:"dns"`
 	Roots  int      `json:"roots,omitempty"`
 	Port   int      `json:"port,omitempty"`
@@ -131,6 +132,21 @@ func (w *workload) token(ctx context.Context, words []string) error {
 		w.say(event{Event: "token", ID: svid.ID.String(), Token: svid.Marshal()})
 	}
 	return err
+}
+
+func (w *workload) tokens(ctx context.Context, words []string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	svids, err := w.jwt.FetchJWTSVIDs(ctx, jwtsvid.Params{Audience: words[0]})
+	if err != nil {
+		return err
+	}
+	e := event{Event: "tokens"}
+	for _, s := range svids {
+		e.IDs = append(e.IDs, s.ID.String())
+	}
+	w.say(e)
+	return nil
 }
 
 // check asks the library, with the keys of either source, and the agent.

@@ -146,6 +146,11 @@ async function token(...audience) {
   say('token', { id: svid.spiffe_id, token: svid.svid });
 }
 
+async function tokens(audience) {
+  const { svids } = await call('FetchJWTSVID', { audience: [audience] });
+  say('tokens', { ids: svids.map((s) => s.spiffe_id) });
+}
+
 // check asks jose, with the keys of the bundle, and the agent.
 async function check(audience, token) {
   const [here, there] = await Promise.allSettled([
@@ -166,7 +171,7 @@ async function check(audience, token) {
 
 follow();
 const commands = {
-  serve, dial, token, check, held: () => (held ? say('held', held.facts) : say('nothing', {})),
+  serve, dial, token, tokens, check, held: () => (held ? say('held', held.facts) : say('nothing', {})),
 };
 for await (const line of createInterface(process.stdin)) {
   const [name, ...words] = line.split(' ');

@@ -119,10 +119,14 @@ def main():
         svid = tokens.fetch_svid(set(audience))
         say("token", id=str(svid.spiffe_id), token=svid.token)
 
+    def all_tokens(audience):
+        say("tokens", ids=[str(svid.spiffe_id) for svid in tokens.fetch_svids({audience})])
+
     commands = {
         "dial": lambda address, spiffe_id: call(source, address, spiffe_id),
         "serve": lambda spiffe_id: serve(source, spiffe_id),
         "token": token,
+        "tokens": all_tokens,
         "check": lambda audience, text: check(tokens, audience, text),
         "held": held,
     }

@@ -106,6 +106,12 @@ async fn token(source: &JwtSource, audience: &[&str]) -> Outcome {
     Ok(json!({"event": "token", "id": svid.spiffe_id().to_string(), "token": svid.token()}))
 }
 
+async fn all_tokens(client: &WorkloadApiClient, audience: &str) -> Outcome {
+    let svids = client.fetch_all_jwt_svids([audience], None).await?;
+    let ids: Vec<String> = svids.iter().map(|svid| svid.spiffe_id().to_string()).collect();
+    Ok(json!({"event": "tokens", "ids": ids}))
+}
+
 /// Asks the library, with the keys of the bundle, and the agent.
 async fn check(source: &JwtSource, client: &WorkloadApiClient, audience: &str, token: &str) -> Outcome {
     let here = JwtSvid::parse_and_validate(token, source, &[audience]).map(|svid| svid.spiffe_id().to_string());
@@ -130,6 +136,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             ["serve", id] => serve(&source, id).await,
             ["dial", address, id] => dial(&source, address, id).await,
             ["token", ref audience @ ..] => token(&tokens, audience).await,
+            ["tokens", audience] => all_tokens(&client, audience).await,
             ["check", audience, text] => check(&tokens, &client, audience, text).await,
             ["held"] => Ok(checked(&source, "held").unwrap_or_else(|error| json!({"event": "nothing", "error": error.to_string()}))),
             _ => Err("unknown command".into()),

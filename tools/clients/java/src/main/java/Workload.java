@@ -62,6 +62,7 @@ final class Workload {
                 JwtSvid svid = tokens.fetchJwtSvid(words[1], Arrays.copyOfRange(words, 2, words.length));
                 say("token", "id", svid.getSpiffeId().toString(), "token", svid.getToken());
             }
+            case "tokens" -> say("tokens", "ids", tokens.fetchJwtSvids(words[1]).stream().map(s -> s.getSpiffeId().toString()).toList());
             case "check" -> check(words[1], words[2]);
             case "held" -> held();
             default -> throw new IllegalArgumentException(words[0]);
