@@ -12,8 +12,8 @@ func TestRotationFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
 	m.api.Delta = true          // and web follows its secrets as state of the world
-	m.web.MaxConnection = "15s" // the example's is for longer lives
-	m.up(t, "60s")
+	m.web.MaxConnection = "3s" // the example's is for longer lives
+	m.up(t, "12s")
 	first, err := m.web.Certificate()
 	if err != nil {
 		t.Fatal(err)
@@ -21,9 +21,9 @@ func TestRotationFailsNoRequest(t *testing.T) {
 	kept := constantly(t, func() (testdomain.Answer, error) { return m.web.Call("GET", "/orders", nil) })
 	fresh := constantly(t, func() (testdomain.Answer, error) { return m.web.CallFresh("GET", "/orders", nil) })
 
-	// Two rotations of each, and a while after the end of the certificate that the first connections were made with.
+	// Ten rotations of each, and a while after the end of the certificate that the first connections were made with.
 	serials := map[*testdomain.Side]map[string]bool{m.web: {}, m.api: {}}
-	testdomain.Until(t, 100*time.Second, "both certificates rotated twice", func() error {
+	testdomain.Until(t, 150*time.Second, "both certificates rotated ten times", func() error {
 		for side, seen := range serials {
 			c, err := side.Certificate()
 			if err != nil {
@@ -34,7 +34,7 @@ func TestRotationFailsNoRequest(t *testing.T) {
 				return fmt.Errorf("%s shows a certificate that ended %s ago", side.Name, -left)
 			}
 		}
-		if w, a := len(serials[m.web]), len(serials[m.api]); w < 3 || a < 3 {
+		if w, a := len(serials[m.web]), len(serials[m.api]); w < 11 || a < 11 {
 			return fmt.Errorf("%d serials of web, %d of api", w, a)
 		}
 		if left := time.Until(first.NotAfter.Add(3 * time.Second)); left > 0 {
