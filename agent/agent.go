@@ -61,6 +61,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	trouble  error          // why the server turned this node away; guarded by mu
+	unproven error          // why the node could not prove itself at its last try; guarded by mu
 	running  sync.WaitGroup // added to under mu and only before stopped is closed
 	stopped  chan struct{}  // closed under mu
 	stopping bool           // guarded by mu
@@ -150,6 +151,18 @@ func (a *Agent) troubled() error {
 	return a.trouble
 }
 
+func (a *Agent) setUnproven(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unproven = err
+}
+
+func (a *Agent) whyUnproven() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unproven
+}
+
 // Synced is closed once the entries of this node are known.
 func (a *Agent) Synced() <-chan struct{} { return a.synced }
 
@@ -161,9 +174,9 @@ func (a *Agent) Ready() error {
 	case s.Degraded != "":
 		return fault.New(fault.Unavailable, a.troubled(), "the server turned this node away")
 	case s.AgentID == "":
-		return fault.New(fault.Unavailable, nil, "the node has not proved itself yet")
+		return fault.New(fault.Unavailable, a.whyUnproven(), "the node has not proved itself yet")
 	case !a.now().Before(s.NotAfter):
-		return fault.New(fault.Unavailable, nil, "the agent SVID has ended")
+		return fault.New(fault.Unavailable, a.whyUnproven(), "the agent SVID has ended")
 	case !s.Synced:
 		return fault.New(fault.Unavailable, nil, "the agent does not know its entries yet").With(fault.AgentStarting, "see what /healthz of the agent waits for")
 	case s.Ended > 0:

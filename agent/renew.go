@@ -39,6 +39,7 @@ func (a *Agent) keepProven(ctx context.Context) {
 		}
 		err := a.node.Prove(ctx)
 		a.tally.count(a.tally.proofs, err)
+		a.setUnproven(err)
 		switch {
 		case err == nil:
 			a.setTrouble(nil)

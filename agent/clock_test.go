@@ -1,0 +1,62 @@
+package agent_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/writ-dev/writ/agent"
+	"github.com/writ-dev/writ/agent/agenttest"
+)
+
+// askew gives the configuration of a node whose clock is off.
+func askew(t *testing.T, server *agenttest.Authority, off time.Duration) agent.Config {
+	c := config(t, server)
+	c.Now = func() time.Time { return time.Now().Add(off) }
+	return c
+}
+
+// A clock that is off by less than a minute changes nothing at lifetimes from ten minutes: an SVID is issued, held, and not asked for
+// again and again.
+func TestClocksMayDifferByAMinute(t *testing.T) {
+	for _, off := range []time.Duration{-59 * time.Second, 59 * time.Second} {
+		t.Run(off.String(), func(t *testing.T) {
+			t.Parallel()
+			server := agenttest.New(t, "example.org")
+			server.TTL, server.AgentTTL = 10*time.Minute, 10*time.Minute
+			server.Start()
+			server.Apply(entry("web", "alice"))
+			a, _ := agenttest.Run(t, askew(t, server, off))
+			s := subscribe(t, a, newProcess(1))
+			next(t, s, "the identity", holds("web"))
+			agenttest.Await(t, "readiness", func() bool { return a.Ready() == nil })
+			server.Apply(entry("db", "alice"))
+			next(t, s, "a second one", holds("db", "web"))
+			if n := server.Count(func() int { return server.Signed["web"] }); n != 1 {
+				t.Errorf("web was signed %d times", n)
+			}
+		})
+	}
+}
+
+// A day is too much: nothing is believed, and whoever asks why learns of the clock.
+func TestClocksThatDifferByADay(t *testing.T) {
+	for off, want := range map[time.Duration]string{
+		-24 * time.Hour: "this node's clock is at least 2",
+		24 * time.Hour:  "ago by this node's clock",
+	} {
+		t.Run(off.String(), func(t *testing.T) {
+			t.Parallel()
+			server := started(t)
+			server.Apply(entry("web", "alice"))
+			a, _ := agenttest.Run(t, askew(t, server, off))
+			agenttest.Await(t, "an error that names the skew", func() bool {
+				err := a.Ready()
+				return err != nil && strings.Contains(err.Error(), want)
+			})
+			if n := server.Count(func() int { return server.Signed["web"] }); n != 0 {
+				t.Errorf("web was signed %d times", n)
+			}
+		})
+	}
+}
