@@ -11,7 +11,7 @@ import (
 func TestRotationFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
-	m.api.Delta = true          // and web follows its secrets as state of the world
+	m.api.Delta = true         // and web follows its secrets as state of the world
 	m.web.MaxConnection = "3s" // the example's is for longer lives
 	m.up(t, "12s")
 	first, err := m.web.Certificate()
