@@ -7,6 +7,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
@@ -30,6 +31,7 @@ const (
 func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 	options = append([]grpc.ServerOption{
 		grpc.ForceServerCodecV2(wireCodec{encoding.GetCodecV2(proto.Name)}),
+		grpc.Creds(watched{insecure.NewCredentials(), newArrivals(s.config.Log)}),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxHeaderListSize(16 << 10), // of the call itself; those of the request that it is about stand in the message
 		grpc.MaxConcurrentStreams(maxStreams),
