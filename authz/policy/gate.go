@@ -16,6 +16,9 @@ const (
 	patience = 50 * time.Millisecond
 	// In line, while it is not.
 	soon = 2 * time.Millisecond
+	// A line in which some wait less does not stand: callers who wait for their answers before they ask again make one as long as
+	// they are many, and nothing is gained by refusing them.
+	bearable = 20 * time.Millisecond
 	// So many may be in line however long it takes, and both times grow to fit: otherwise an hour that is only busy would refuse many,
 	// and a machine that stalls for a moment everybody.
 	minLine = 5
@@ -44,7 +47,7 @@ type gate struct {
 	inside int           // how many are
 	line   list.List     // of *waiter
 	eased  bool          // somebody found a free place, or the last in line was given one, since anybody joined the line
-	good   time.Time     // when that was so, or when somebody who left the line for a place had waited for it soon enough
+	good   time.Time     // when that was so, or when somebody who left the line for a place had waited no longer than is bearable
 	moved  time.Time     // when somebody left the line for a place, or it began
 	pace   time.Duration // usual between two such moves
 	paced  time.Time     // when moves, which pace is taken from, began to count
@@ -159,7 +162,7 @@ func (g *gate) admit() {
 		g.inside++
 		g.answer(w, nil)
 		g.move(now)
-		if waited < g.soon() {
+		if waited < max(bearable, g.soon()) {
 			g.good = now
 		}
 		g.eased = g.line.Len() == 0

@@ -208,6 +208,35 @@ func TestGateServesFewCallersForLong(t *testing.T) {
 	}
 }
 
+// TestGateServesACrowdThatWaits: as many callers as an agent may have, who each wait for their answer, are served for as long as what is
+// before each of them is bearable.
+func TestGateServesACrowdThatWaits(t *testing.T) {
+	for name, row := range map[string]struct {
+		callers int
+		work    time.Duration
+	}{"64 callers": {64, 100 * time.Microsecond}, "200 callers": {200, 80 * time.Microsecond}, "few, and slow": {15, time.Millisecond}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gate := policy.NewGate(1)
+				var wg sync.WaitGroup
+				for range row.callers {
+					wg.Go(func() {
+						for end := time.Now().Add(time.Second); time.Now().Before(end); {
+							if err := gate.Enter(t.Context()); err != nil {
+								t.Error(err)
+								return
+							}
+							time.Sleep(row.work)
+							gate.Leave()
+						}
+					})
+				}
+				wg.Wait()
+			})
+		})
+	}
+}
+
 // TestGateWhosePlacesAreStuck: but for a few nobody waits longer than the line may stand, later callers are refused at once, and the first
 // free place ends it.
 func TestGateWhosePlacesAreStuck(t *testing.T) {
