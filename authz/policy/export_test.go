@@ -11,6 +11,7 @@ const (
 	Soon     = soon
 	MinLine  = minLine
 	MaxLine  = maxLine
+	MaxHeld  = maxHeld
 )
 
 // ErrShed is what Enter gives to who is refused.
@@ -24,9 +25,12 @@ func GateOf(s *Set) Gate    { return Gate{s.gate} }
 func LiveGate(l *Live) Gate { return GateOf(l.set.Load()) }
 
 // Enter, Leave and Resize are the gate's.
-func (g Gate) Enter(ctx context.Context) error { return g.g.enter(ctx) }
+func (g Gate) Enter(ctx context.Context) error { return g.g.enter(ctx, 0) }
 func (g Gate) Leave()                          { g.g.leave() }
 func (g Gate) Resize(places int)               { g.g.resize(places) }
+
+// EnterWith is Enter with a request of so many bytes.
+func (g Gate) EnterWith(ctx context.Context, size int) error { return g.g.enter(ctx, size) }
 
 // State is how many are inside, how many may be, and how many are in line.
 func (g Gate) State() (inside, places, line int) {

@@ -25,6 +25,8 @@ const (
 	maxSoon = 50 * time.Millisecond
 	// More than so many in line are refused whatever the line does.
 	maxLine = 512
+	// So are requests that are large, beyond a few: each in line is held whole, in bytes.
+	maxHeld = 64 << 20
 	// Judgements of a set with a network mostly wait for it and not for a core.
 	networkPlaces = 256
 )
@@ -46,6 +48,7 @@ type gate struct {
 	places int           // how many may be inside
 	inside int           // how many are
 	line   list.List     // of *waiter
+	held   int           // bytes of the requests in line
 	eased  bool          // somebody found a free place, or the last in line was given one, since anybody joined the line
 	good   time.Time     // when that was so, or when somebody who left the line for a place had waited no longer than is bearable
 	moved  time.Time     // when somebody left the line for a place, or it began
@@ -62,6 +65,7 @@ type gate struct {
 // waiter is one in line. What it gets is nil with a place, or errShed; at is nil from then on.
 type waiter struct {
 	since time.Time
+	size  int // of its request, in bytes
 	at    *list.Element
 	got   chan error
 }
@@ -76,9 +80,9 @@ func (m manifest) places() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// enter waits for a place. Who gets nil must leave; the error is errShed or that of ctx.
-func (g *gate) enter(ctx context.Context) error {
-	w, wait, err := g.join()
+// enter waits for a place, with a request of so many bytes. Who gets nil must leave; the error is errShed or that of ctx.
+func (g *gate) enter(ctx context.Context, size int) error {
+	w, wait, err := g.join(size)
 	if w == nil {
 		if err == nil {
 			g.breath.yield()
@@ -101,7 +105,7 @@ func (g *gate) enter(ctx context.Context) error {
 }
 
 // join gives no waiter to whom it gave a place, or refused. The clock is read only when there is no place.
-func (g *gate) join() (*waiter, time.Duration, error) {
+func (g *gate) join(size int) (*waiter, time.Duration, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.came++
@@ -118,12 +122,13 @@ func (g *gate) join() (*waiter, time.Duration, error) {
 	g.judge(now)
 	stuck := g.stands && now.Sub(g.moved) > g.patience()
 	n := g.line.Len()
-	if n >= maxLine || n >= minLine && (stuck || time.Duration(n+1)*g.pace > g.limit()) {
+	if n >= maxLine || n >= minLine && (g.held+size > maxHeld || stuck || time.Duration(n+1)*g.pace > g.limit()) {
 		g.shed++
 		return nil, 0, errShed
 	}
-	w := &waiter{since: now, got: make(chan error, 1)}
+	w := &waiter{since: now, size: size, got: make(chan error, 1)}
 	w.at = g.line.PushBack(w)
+	g.held += size
 	return w, g.patience(), nil
 }
 
@@ -172,6 +177,7 @@ func (g *gate) admit() {
 // answer takes a waiter out of the line.
 func (g *gate) answer(w *waiter, got error) {
 	g.line.Remove(w.at)
+	g.held -= w.size
 	w.at = nil
 	w.got <- got
 }

@@ -272,6 +272,43 @@ func TestGateWhosePlacesAreStuck(t *testing.T) {
 	})
 }
 
+// TestGateHoldsFewLargeRequests: requests in line are held whole, so their bytes are bounded too; few are let in whatever they have, and
+// whoever left makes room.
+func TestGateHoldsFewLargeRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := policy.NewGate(1)
+		if err := gate.Enter(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		join := func(n, size int) {
+			for range n {
+				go gate.EnterWith(ctx, size)
+			}
+			synctest.Wait()
+		}
+		for range 2 {
+			join(policy.MinLine, policy.MaxHeld) // few
+			join(100, policy.MaxHeld/10)
+			if _, _, line := gate.State(); line != policy.MinLine {
+				t.Errorf("%d in line, want %d", line, policy.MinLine)
+			}
+			cancel()
+			synctest.Wait()
+			ctx, cancel = context.WithCancel(t.Context())
+			join(100, policy.MaxHeld/10)
+			if _, _, line := gate.State(); line != 10 {
+				t.Errorf("%d in line, want 10", line)
+			}
+			cancel()
+			synctest.Wait()
+			ctx, cancel = context.WithCancel(t.Context())
+		}
+		cancel()
+		gate.Leave()
+	})
+}
+
 func TestGateCallerWhoLeavesTheLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(1, 10*time.Millisecond)

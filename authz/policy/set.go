@@ -122,7 +122,7 @@ func (s *Set) Decide(ctx context.Context, request []byte) authz.Decision {
 }
 
 func (s *Set) decide(ctx context.Context, request []byte, g *glance) authz.Decision {
-	if err := s.gate.enter(ctx); err != nil {
+	if err := s.gate.enter(ctx, len(request)); err != nil {
 		return s.finish(failed(err), g)
 	}
 	defer s.gate.leave()
