@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// noSet stands where a metric names the policy set and none decided.
-const noSet = "none"
+// NoSetName stands where a metric names the policy set and none decided.
+const NoSetName = "none"
 
 // metrics counts decisions.
 type metrics struct {
@@ -67,7 +67,7 @@ func (m *metrics) set(name string) *setMetric {
 func (m *metrics) newSet(name string) *setMetric {
 	label := name
 	if name == "" {
-		label = noSet
+		label = NoSetName
 	}
 	s := &setMetric{took: m.duration.WithLabelValues(label)}
 	for o := range s.count {

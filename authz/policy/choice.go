@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/svid"
 )
 
@@ -38,6 +39,7 @@ type chooser struct {
 	destinations map[string]string // by SPIFFE ID
 	below        []below           // longest first
 	hosts        map[string]string // in lower case
+	spelled      map[string]bool   // the same without port and dots at the end
 	any          string
 }
 
@@ -45,7 +47,7 @@ type chooser struct {
 type below struct{ prefix, set string }
 
 func newChooser(choices map[string]Choice) (*chooser, error) {
-	c := &chooser{names: map[string]bool{}, destinations: map[string]string{}, hosts: map[string]string{}}
+	c := &chooser{names: map[string]bool{}, destinations: map[string]string{}, hosts: map[string]string{}, spelled: map[string]bool{}}
 	var all []error
 	for _, name := range slices.Sorted(maps.Keys(choices)) {
 		for _, err := range c.add(name, choices[name]) {
@@ -57,8 +59,11 @@ func newChooser(choices map[string]Choice) (*chooser, error) {
 }
 
 func (c *chooser) add(name string, choice Choice) (all []error) {
-	if !setName.MatchString(name) {
+	switch {
+	case !setName.MatchString(name):
 		all = append(all, errors.New("a set's name is of a-z, 0-9, dot, dash and underscore, up to 63 of them"))
+	case name == authz.NoSetName:
+		all = append(all, errors.New("is what metrics say where no set decides; name it otherwise"))
 	}
 	c.names[name] = true
 	for _, d := range choice.Destinations {
@@ -71,10 +76,10 @@ func (c *chooser) add(name string, choice Choice) (all []error) {
 			"where the proxy's virtual host has these names only"))
 	}
 	for _, h := range choice.Hosts {
-		if other, taken := c.hosts[strings.ToLower(h)]; taken || h == "" || strings.Contains(h, "*") {
+		if other, taken := c.hosts[lower(h)]; taken || h == "" || strings.Contains(h, "*") {
 			all = append(all, fmt.Errorf("hosts: %q %s", h, whyNot(other, taken, "is no host; wildcards are not for hosts")))
 		}
-		c.hosts[strings.ToLower(h)] = name
+		c.hosts[lower(h)], c.spelled[bare(lower(h))] = name, true
 	}
 	if choice.Any {
 		if c.any != "" {
@@ -116,7 +121,7 @@ func whyNot(other string, taken bool, otherwise string) string {
 
 // choose gives the name of the set that a request is for; empty, and why, where it is for none.
 func (c *chooser) choose(g *glance) (set, why string) {
-	if g.set != "" {
+	if g.routed {
 		if c.names[g.set] {
 			return g.set, ""
 		}
@@ -125,13 +130,36 @@ func (c *chooser) choose(g *glance) (set, why string) {
 	if set := c.byDestination(g.Destination); set != "" {
 		return set, ""
 	}
-	if set := c.hosts[strings.ToLower(g.Host)]; set != "" {
+	host := lower(g.Host)
+	if set := c.hosts[host]; set != "" {
 		return set, ""
+	}
+	if c.spelled[bare(host)] {
+		return "", "its host is one that a set is for, with another port or with a dot at its end"
 	}
 	if c.any != "" {
 		return c.any, ""
 	}
 	return "", "no policy set is for it: its route names none, and none is for its destination or host"
+}
+
+// lower is for letters that a host has. Unicode has others whose small letter is one of these.
+func lower(host string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, host)
+}
+
+// bare is a host without its port and the dots at its end: proxies can be told to leave both out when they look for a route, and whoever
+// adds one must not get another set by it.
+func bare(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.Contains(host[i:], "]") {
+		host = host[:i]
+	}
+	return strings.TrimRight(host, ".")
 }
 
 // byDestination compares whole SPIFFE IDs, never the beginning of one that is none.

@@ -162,6 +162,7 @@ type glance struct {
 	authz.Request
 	source, destination peer
 	set                 string   // that the route names by ContextKey
+	routed              bool     // it names one
 	http                [][]byte // the HttpRequest, in its pieces
 	overriding          [][]byte // entries of the headers map that may name another method
 	headerMap           [][]byte // the HeaderMap, in its pieces: instead of the map where the proxy encodes headers raw
@@ -177,7 +178,7 @@ func look(request []byte) *glance {
 		each(attributes, 4, func(request []byte) { each(request, 2, g.lookHTTP) })
 		each(attributes, 10, func(extension []byte) {
 			if key, value, _ := mapEntry(extension, false); string(key) == ContextKey {
-				g.set = string(value)
+				g.set, g.routed = string(value), true
 			}
 		})
 	})

@@ -20,6 +20,7 @@ func TestChoicesAreChecked(t *testing.T) {
 		want    string
 	}{
 		{"a name for another's eyes", map[string]policy.Choice{"A b": {Any: true}}, "A b: a set's name is of"},
+		{"a name for none", map[string]policy.Choice{"none": {Any: true}}, "none: is what metrics say"},
 		{"hosts that a client chooses", map[string]policy.Choice{"a": {Hosts: []string{"x"}}}, "a: hosts: a client names its host"},
 		{"a host twice", map[string]policy.Choice{"a": {Hosts: []string{"x"}, HostsPinned: true}, "b": {Hosts: []string{"X"}, HostsPinned: true}}, `b: hosts: "X" is a's already`},
 		{"any host", map[string]policy.Choice{"a": {Hosts: []string{"*"}, HostsPinned: true}}, "wildcards"},
@@ -43,7 +44,7 @@ func choices() map[string]policy.Choice {
 		"orders": {Destinations: []string{"spiffe://x/orders", "spiffe://y/shop/*"}},
 		"shop":   {Destinations: []string{"spiffe://x/*"}},
 		"deep":   {Destinations: []string{"spiffe://x/a/b/*"}},
-		"host":   {Hosts: []string{"api.example.org", "API.example.org:8443"}, HostsPinned: true},
+		"host":   {Hosts: []string{"api.example.org", "API.example.org:8443", "kiosk.example.org"}, HostsPinned: true},
 		"named":  {},
 	}
 }
@@ -104,6 +105,10 @@ func TestSetsAreChosen(t *testing.T) {
 		{"the host's with its port", asked("", "api.example.org:8443", nil), "host"},
 		{"another port", asked("", "api.example.org:80", nil), ""},
 		{"a trailing dot", asked("", "api.example.org.", nil), ""},
+		{"a trailing dot and a port", asked("", "api.example.org.:8443", nil), ""},
+		{"a port without its number", asked("", "api.example.org:", nil), ""},
+		{"a letter whose small letter is k", asked("", "\u212Aiosk.example.org", nil), ""},
+		{"the route's without a name", asked("spiffe://x/orders", "", names("")), ""},
 		{"nothing", asked("", "", nil), ""},
 		{"another extension", asked("", "", map[string]any{"set": "named"}), ""},
 	} {
@@ -121,10 +126,12 @@ func TestSetsAreChosen(t *testing.T) {
 	}
 }
 
-// orRest is who decides where a set is for the rest: that one, unless the route names another.
+// orRest is who decides where a set is for the rest: that one, unless the route names another, or the host is a set's in another spelling.
 func orRest(want string, request map[string]any) string {
-	extensions, _ := request["attributes"].(map[string]any)["contextExtensions"].(map[string]any)
-	if want == "" && extensions[policy.ContextKey] == nil {
+	attributes := request["attributes"].(map[string]any)
+	extensions, _ := attributes["contextExtensions"].(map[string]any)
+	host, _ := attributes["request"].(map[string]any)["http"].(map[string]any)["host"].(string)
+	if want == "" && extensions[policy.ContextKey] == nil && !strings.HasPrefix(host, "api.") {
 		return "rest"
 	}
 	return want
