@@ -193,6 +193,23 @@ func (a *Agent) Facts(id spiffeid.ID) (registration.Facts, bool) {
 	return facts, ok
 }
 
+// VerifyToken reads a JWT-SVID that verifies with the held bundle of its own trust domain, for one of the audiences.
+func (a *Agent) VerifyToken(token string, audience []string) (*svid.JWT, error) {
+	claimed, err := svid.ParseJWT(token)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, err, "the token cannot be read")
+	}
+	bundles := map[spiffeid.TrustDomain]svid.JWTBundle{}
+	if b := a.cache.bundleOf(claimed.ID.TrustDomain()); b != nil {
+		bundles[b.bundle.TrustDomain] = b.bundle.JWT
+	}
+	verified, err := svid.VerifyJWT(token, bundles, audience, a.now())
+	if err != nil {
+		return nil, fault.New(fault.Unauthenticated, err, "the token does not verify")
+	}
+	return verified, nil
+}
+
 // VerifyPeer checks a bare leaf, as a proxy hands it over, against the held bundle and issuing certificates of its trust domain.
 func (a *Agent) VerifyPeer(der []byte) (spiffeid.ID, error) {
 	leaf, err := x509.ParseCertificate(der)

@@ -22,11 +22,12 @@ const (
 )
 
 // identities turns principals into what a policy may rely on: a SPIFFE ID only, and where the peer's certificate came along, only
-// the one that this certificate proves. One per process: it remembers which certificates verified.
+// the one that this certificate proves. One per process: it remembers which certificates and tokens verified.
 type identities struct {
 	known    Identities
 	now      func() time.Time
 	verified *otter.Cache[[sha256.Size]byte, proof]
+	tokens   *otter.Cache[[sha256.Size]byte, verifiedToken]
 }
 
 // proof is what verifying a certificate gave; the zero ID for one that proves nothing.
@@ -39,8 +40,12 @@ func newIdentities(c Config) (*identities, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	cache, err := otter.New(&otter.Options[[sha256.Size]byte, proof]{MaximumSize: maxRemembered})
-	return &identities{known: c.Identities, now: c.Now, verified: cache}, err
+	verified, err := otter.New(&otter.Options[[sha256.Size]byte, proof]{MaximumSize: maxRemembered})
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := otter.New(&otter.Options[[sha256.Size]byte, verifiedToken]{MaximumSize: maxRemembered})
+	return &identities{known: c.Identities, now: c.Now, verified: verified, tokens: tokens}, err
 }
 
 // object is input.source or input.destination; nil where there is none.

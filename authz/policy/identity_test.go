@@ -28,6 +28,8 @@ type node struct {
 	facts    registration.Facts
 	verified map[string]string // DER to ID
 	asked    atomic.Int32
+	keys     svid.JWTBundle
+	now      func() time.Time
 }
 
 func (n *node) Facts(id spiffeid.ID) (registration.Facts, bool) {
@@ -40,6 +42,12 @@ func (n *node) VerifyPeer(der []byte) (spiffeid.ID, error) {
 		return spiffeid.FromString(id)
 	}
 	return spiffeid.ID{}, errors.New("does not verify")
+}
+
+// VerifyToken verifies with the keys of one trust domain.
+func (n *node) VerifyToken(token string, audience []string) (*svid.JWT, error) {
+	n.asked.Add(1)
+	return svid.VerifyJWT(token, map[spiffeid.TrustDomain]svid.JWTBundle{n.keys.TrustDomain: n.keys}, audience, n.now())
 }
 
 func certificate(t testing.TB, id string, ends time.Time) []byte {

@@ -23,7 +23,8 @@ type reader struct {
 	lenient    bool
 	services   *services
 	identities *identities
-	body       int // the largest that is read, in bytes
+	body       int      // the largest that is read, in bytes
+	audience   []string // of tokens
 }
 
 func newReader(r *reads, lenient bool, files *services, ids *identities) (*reader, error) {
@@ -70,6 +71,9 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause,
 	put("source_principal", func() ast.Value { return principal(g.Source) })
 	put("source", func() ast.Value { return r.identities.object(&g.source) })
 	put("destination", func() ast.Value { return r.identities.object(&g.destination) })
+	if len(r.audience) > 0 {
+		put("token", func() ast.Value { return r.identities.token(g.header("authorization"), r.audience) })
+	}
 	if r.reads.key("parsed_body") == nil && r.reads.key("truncated_body") == nil {
 		return in, 0, nil
 	}

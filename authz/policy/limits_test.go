@@ -72,8 +72,8 @@ allow if input.parsed_body.a
 	}
 }
 
-// Each of these would fill the machine's memory within a second or two. The limit ends it, and who asks something simple meanwhile
-// is answered.
+// Each of these would fill the machine's memory within a second or two. The limit ends it, or where one call makes too much the bound
+// of its function, and who asks something simple meanwhile is answered.
 func TestExplodingPolicies(t *testing.T) {
 	for name, rule := range map[string]string{
 		"a set of pairs":      `count({[x, y] | some x in numbers.range(1, 100000); some y in numbers.range(1, 100000)}) > 0`,
@@ -96,7 +96,11 @@ allow if input.parsed_path[0] == "fine"
 			bad, good := request(t, get("/explode", "")), request(t, get("/fine", ""))
 			var wg sync.WaitGroup
 			wg.Go(func() {
-				if d := set.Decide(t.Context(), bytes.Clone(bad)); d.Outcome != authz.Failed || d.Cause != authz.OverMemory {
+				want := authz.OverMemory
+				if strings.Contains(rule, "concat") {
+					want = authz.Evaluation
+				}
+				if d := set.Decide(t.Context(), bytes.Clone(bad)); d.Outcome != authz.Failed || d.Cause != want {
 					t.Errorf("%s by %s: %s", d.Outcome, d.Cause, d.Reason)
 				}
 			})

@@ -23,6 +23,8 @@ type manifest struct {
 	Record      recordKeys `yaml:"record"`
 	Reason      string     `yaml:"reason"` // record or client
 	Limits      limits     `yaml:"limits"`
+	// TokenAudience has who a JWT-SVID in an Authorization header must be for, one of them, to be input.token.
+	TokenAudience []string `yaml:"token_audience"`
 }
 
 // limits bound one decision. What is left out has the value that its comment names.
@@ -102,6 +104,9 @@ func (m manifest) settle() (manifest, error) {
 	}
 	if m.Decision == "" {
 		m.Decision = "envoy/authz/allow"
+	}
+	if slices.Contains(m.TokenAudience, "") {
+		return m, errors.New("policy.yaml: token_audience: an audience is empty")
 	}
 	for i, h := range m.Record.Headers {
 		m.Record.Headers[i] = strings.ToLower(h)

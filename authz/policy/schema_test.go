@@ -45,6 +45,8 @@ func inputSchema() []byte {
 		"parsed_path": list(text), "parsed_query": {"type": "object"}, "parsed_body": {}, "truncated_body": {"type": "boolean"},
 		"version": {"type": "object", "properties": object{"ext_authz": text, "encoding": text}}, "source_principal": text,
 		"source": peer, "destination": peer,
+		"token": {"type": "object", "properties": object{"spiffe_id": text, "trust_domain": text, "path": list(text), "audience": list(text),
+			"expires": object{"type": "integer"}}},
 	} {
 		root["properties"].(object)[key] = schema
 	}

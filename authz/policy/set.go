@@ -16,6 +16,7 @@ import (
 	"github.com/writ-dev/writ/authz"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
+	"github.com/writ-dev/writ/svid"
 )
 
 // Identities tells what is known of a SPIFFE ID on this node; *agent.Agent does.
@@ -23,6 +24,8 @@ type Identities interface {
 	Facts(id spiffeid.ID) (registration.Facts, bool)
 	// VerifyPeer gives the SPIFFE ID of a certificate that chains to the bundle now.
 	VerifyPeer(der []byte) (spiffeid.ID, error)
+	// VerifyToken reads a JWT-SVID that verifies with the bundle of its trust domain now, for one of the audiences.
+	VerifyToken(token string, audience []string) (*svid.JWT, error)
 }
 
 // Config is what sets need. All of it may be left out.
@@ -99,10 +102,15 @@ func build(ctx context.Context, s *snapshot, ids *identities) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.body = m.Limits.Body << 10
+	r.body, r.audience = m.Limits.Body<<10, m.TokenAudience
+	if !reads.all && reads.key("token") != nil && len(m.TokenAudience) == 0 {
+		return nil, errNoAudience
+	}
 	set := &Set{gate: newGate(m.places()), revision: s.digest, manifest: m, program: p, masker: masker, reader: r}
 	return set, errors.Join(test(ctx, s, m, p), set.check(ctx, s))
 }
+
+var errNoAudience = errors.New("input.token is read and policy.yaml has no token_audience: whom tokens must be for")
 
 // bad gives every fault of a set the same kind; one that has a code keeps it.
 func bad(err error) error {

@@ -92,7 +92,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 // check asks ext_authz once, and for the record until it is there.
 func check(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
-		ts.Fatalf("usage: check SOURCE METHOD PATH [host=HOST] [to=DESTINATION] [set=NAME]")
+		ts.Fatalf("usage: check SOURCE METHOD PATH [host=HOST] [to=DESTINATION] [set=NAME] [token=FILE]")
 	}
 	request := &authv3.AttributeContext{Source: &authv3.AttributeContext_Peer{Principal: args[0]}, ContextExtensions: map[string]string{},
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: args[1], Path: args[2], Host: "api"}}}
@@ -102,6 +102,8 @@ func check(ts *testscript.TestScript, neg bool, args []string) {
 			request.Request.Http.Host = value
 		case "to":
 			request.Destination = &authv3.AttributeContext_Peer{Principal: value}
+		case "token":
+			request.Request.Http.Headers = map[string]string{"authorization": "Bearer " + strings.TrimSpace(ts.ReadFile(value))}
 		case "set":
 			request.ContextExtensions[policy.ContextKey] = value
 		default:
