@@ -25,6 +25,7 @@ func TestLimitsAreChecked(t *testing.T) {
 	for text, want := range map[string]string{
 		"{time: 2s}":                     "limits.time: 2s is not between 1ms and 1s",
 		"{time: -1s}":                    "limits.time: -1s is not between 1ms and 1s",
+		"{time: 1us}":                    "limits.time: 1µs is not between 1ms and 1s",
 		"{time: soon}":                   "policy.yaml:1:",
 		"{memory_megabytes: -1}":         "limits.memory_megabytes: -1 is not between",
 		"{request_kilobytes: 5000}":      "limits.request_kilobytes: 5000 is not between 1 and 4096",

@@ -49,7 +49,7 @@ func (l limits) settle() (limits, error) {
 	bound("memory_megabytes", &l.Memory, 1<<20, 128)
 	bound("request_kilobytes", &l.Request, authz.MaxMessage>>10, authz.MaxMessage>>10)
 	bound("body_kilobytes", &l.Body, authz.MaxMessage>>10, authz.MaxMessage>>10)
-	if t := l.Time; t < 0 || t > authz.MaxTime {
+	if t := l.Time; t != 0 && t < time.Millisecond || t > authz.MaxTime {
 		all = append(all, fmt.Errorf("policy.yaml: limits.time: %s is not between 1ms and %s", t, authz.MaxTime))
 	}
 	if l.Time == 0 {
