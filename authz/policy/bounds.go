@@ -13,9 +13,10 @@ const (
 	StandardMegabytes = 32
 	MostMegabytes     = 4096
 
-	maxFiles = 10_000
-	maxRego  = 1 << 20 // of one .rego file
-	maxText  = 1 << 20 // of policy.yaml, and of one file of cases
+	maxFiles   = 10_000
+	maxEntries = 50_000  // of all folders: whatever they are, they are looked at every 100 ms
+	maxRego    = 1 << 20 // of one .rego file
+	maxText    = 1 << 20 // of policy.yaml, and of one file of cases
 
 	maxBodyValues = 200_000   // values in a body: each takes some hundred bytes, for as little as two of the body's
 	maxTarget     = 256 << 10 // bytes of path and query: proxies take far less

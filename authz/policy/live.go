@@ -123,6 +123,9 @@ func (l *Live) look(ctx context.Context) {
 		return
 	}
 	if err != nil {
+		if _, named := os.ReadDir(l.config.Folder); l.config.Folder != "" && named != nil {
+			err = named // which of all folders
+		}
 		l.last = nil
 		l.fail(ctx, err.Error(), bad(err))
 		return

@@ -163,6 +163,42 @@ func TestACircleOfLinks(t *testing.T) {
 	}
 }
 
+// TestLinksThatMultiply: twenty folders with two links each to the next are a million paths.
+func TestLinksThatMultiply(t *testing.T) {
+	folder := t.TempDir()
+	write(t, folder, "a.rego", allowAll)
+	for i := range 20 {
+		below := filepath.Join(folder, fmt.Sprintf("d%d", i))
+		if err := os.Mkdir(below, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"a", "b"} {
+			if err := os.Symlink(fmt.Sprintf("../d%d", i+1), filepath.Join(below, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(t, folder, "d20/b.rego", "package b")
+	if _, err := policy.Load(t.Context(), folder, policy.Config{}); err == nil || !strings.Contains(err.Error(), "more than 50000 entries") {
+		t.Error(err)
+	}
+}
+
+// TestAFolderThatIsNotThere is named: an agent may have several.
+func TestAFolderThatIsNotThere(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "orders")
+	if _, err := policy.Load(t.Context(), folder, policy.Config{}); err == nil || !strings.Contains(err.Error(), folder) {
+		t.Error(err)
+	}
+	live, err := policy.NewLive(t.Context(), policy.LiveConfig{Folder: folder})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := live.LastError(); err == nil || !strings.Contains(err.Error(), folder) {
+		t.Error(err)
+	}
+}
+
 // TestSwapsUnderLoad: an answer is the old set's or the new one's, never a mix and never a failure.
 func TestSwapsUnderLoad(t *testing.T) {
 	folder := t.TempDir()

@@ -47,6 +47,9 @@ type Set struct {
 
 // Load reads a folder as one snapshot and gives its set. The error is fault.Invalid and names every fault that was found.
 func Load(ctx context.Context, folder string, c Config) (*Set, error) {
+	if _, err := os.ReadDir(folder); err != nil { // one that is read as "." names no folder
+		return nil, bad(err)
+	}
 	return LoadFS(ctx, os.DirFS(folder), c)
 }
 

@@ -55,16 +55,20 @@ func isCase(name string) bool {
 // sight lists the files of a set. Symbolic links are followed; names that begin with a dot are left out.
 func sight(files fs.FS) (sighting, error) {
 	var out sighting
+	entries := 0
 	var walk func(dir string, depth int) error
 	walk = func(dir string, depth int) error {
 		if depth > maxDepth {
 			return fmt.Errorf("%s: folders are nested too deep", dir)
 		}
-		entries, err := fs.ReadDir(files, dir)
+		list, err := fs.ReadDir(files, dir)
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		if entries += len(list); entries > maxEntries {
+			return beyond{fmt.Sprintf("the folder has more than %d entries, through its symbolic links", maxEntries)}
+		}
+		for _, e := range list {
 			name := path.Join(dir, e.Name())
 			if strings.HasPrefix(e.Name(), ".") {
 				continue
