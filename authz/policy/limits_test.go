@@ -73,12 +73,12 @@ allow if input.parsed_body.a
 	}
 }
 
-// Each of these would fill the machine's memory within a second or two. The limit ends it, or where one call makes too much the bound
-// of its function, and who asks something simple meanwhile is answered.
+// Each of these would fill the machine's memory within a second or two. The limit ends it, and who asks something simple meanwhile
+// is answered.
 func TestExplodingPolicies(t *testing.T) {
 	for name, rule := range map[string]string{
-		"a set of pairs":      `count({[x, y] | some x in numbers.range(1, 100000); some y in numbers.range(1, 100000)}) > 0`,
-		"strings that double": doubling(),
+		"a list of pairs":     `count([[x, y] | some x in numbers.range(1, 100000); some y in numbers.range(1, 100000)]) > 0`,
+		"lists that double":   doubling(),
 		"a range":             `count(numbers.range(1, 1000000000)) > 0`,
 		"an object of ranges": `count({x: numbers.range(1, 100000) | some x in numbers.range(1, 100000)}) > 0`,
 		"a string of formats": `count([s | some x in numbers.range(1, 1000000); s := sprintf("%0100000d", [x])]) > 0`,
@@ -97,11 +97,7 @@ allow if input.parsed_path[0] == "fine"
 			bad, good := request(t, get("/explode", "")), request(t, get("/fine", ""))
 			var wg sync.WaitGroup
 			wg.Go(func() {
-				want := authz.OverMemory
-				if strings.Contains(rule, "concat") {
-					want = authz.Evaluation
-				}
-				if d := set.Decide(t.Context(), bytes.Clone(bad)); d.Outcome != authz.Failed || d.Cause != want {
+				if d := set.Decide(t.Context(), bytes.Clone(bad)); d.Outcome != authz.Failed || d.Cause != authz.OverMemory {
 					t.Errorf("%s by %s: %s", d.Outcome, d.Cause, d.Reason)
 				}
 			})
@@ -121,10 +117,10 @@ allow if input.parsed_path[0] == "fine"
 
 func doubling() string {
 	var b strings.Builder
-	b.WriteString("s0 := concat(\"\", [input.parsed_path[0], \"0123456789\"])\n")
+	b.WriteString("l0 := [input.parsed_path[0], 1]\n")
 	for i := range 40 {
-		fmt.Fprintf(&b, "\ts%d := concat(\"\", [s%d, s%d])\n", i+1, i, i)
+		fmt.Fprintf(&b, "\tl%d := array.concat(l%d, l%d)\n", i+1, i, i)
 	}
-	b.WriteString("\tcount(s40) > 0")
+	b.WriteString("\tcount(l40) > 0")
 	return b.String()
 }
