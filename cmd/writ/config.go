@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -80,7 +81,10 @@ func (p *problems) loopback(key, address string) {
 func (p *problems) receiver(key, address string) *url.URL {
 	u, err := url.Parse(address)
 	switch {
-	case err != nil || u.Hostname() == "" || u.User != nil:
+	case err == nil && u.User != nil:
+		p.add(key, "has a user or a password; a token stands in token_file") // which no error shows
+		return nil
+	case err != nil || u.Hostname() == "" || u.Port() != "" && !isPort(u.Port()):
 		p.add(key, "%q is no URL of a receiver", address)
 		return nil
 	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())):
@@ -88,6 +92,11 @@ func (p *problems) receiver(key, address string) *url.URL {
 		return nil
 	}
 	return u
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 func isLoopback(host string) bool {
