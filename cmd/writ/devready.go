@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,6 +115,11 @@ func (d *devDomain) banner(r readyFile, out, talk io.Writer) {
 	fmt.Fprintf(out, "trust domain %s is ready; next, in another terminal:\n\n", r.TrustDomain)
 	fmt.Fprintf(out, "  export %s=%s\n  export %s=%s\n  export %s=%s\n", workloadVariable, r.WorkloadAPI, adminVariable, r.Admin,
 		agentAdminVariable, r.AgentAdmin)
+	if program := filepath.Dir(os.Args[0]); program != "." && !slices.Contains(filepath.SplitList(os.Getenv("PATH")), program) {
+		if program, err := filepath.Abs(program); err == nil {
+			fmt.Fprintf(out, "  export PATH=%s:$PATH\n", program)
+		}
+	}
 	fmt.Fprintf(out, "  writ svid get          # this user's identity\n  writ entry get         # who may hold what\n")
 	if r.Decisions != "" {
 		fmt.Fprintf(out, "  writ tail decisions -f # decisions as they fall\n")
