@@ -14,7 +14,7 @@ KEEP := -tags=shapes -ldflags=-X=github.com/writ-dev/writ/ca.shapesDir=$(SHAPES)
 # ROW is the ID of a SPIFFE requirement in the name of a test.
 ROW := (ID|X509|JWT|WEP|WAPI|TDB|SDS|EXT|INT|CLIENT)[-_][0-9]{2}
 
-.PHONY: help build demo test unit conformance id-differential parity oracle fuzz race end-to-end clients shapes lint cross needs bench generate clean
+.PHONY: help build demo test unit conformance id-differential parity oracle fuzz race spiffe-helper end-to-end clients shapes lint cross needs bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ lint: ## vet, staticcheck, formatting, other systems
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go vet -tags shapes,lintshapes ./ca
-	go vet -tags clients ./internal/testdomain
+	go vet -tags clients,spiffehelper ./internal/testdomain
 	go tool -modfile=tools/lint/go.mod staticcheck ./...
 	$(MAKE) cross
 
@@ -79,6 +79,9 @@ end-to-end: build ## whole trust domains with real Envoys, two hosts, other peop
 clients: build needs ## workloads on other people's libraries in Go, Python, Rust, Java and Node, against each other
 	tools/clients/get
 	go test -count=1 -tags clients -run TestForeignClients -v ./internal/testdomain
+
+spiffe-helper: build ## files and tokens kept by spiffe-helper: make spiffe-helper PROGRAM=its program
+	SPIFFE_HELPER=$(abspath $(PROGRAM)) go test -count=1 -tags spiffehelper -run TestSPIFFEHelper -v ./internal/testdomain
 
 shapes: ## every shape of certificate that the test runs issued: zlint, OpenSSL and GnuTLS find nothing
 	@mkdir -p $(SHAPES)
