@@ -14,6 +14,7 @@ import (
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/ca"
 	"github.com/writ-dev/writ/internal/fault"
+	"github.com/writ-dev/writ/registration"
 	"github.com/writ-dev/writ/svid"
 )
 
@@ -22,10 +23,15 @@ const mostRequests = 256
 
 // signing is one request on its way: each step is taken only while there is no error.
 type signing struct {
-	draft  *ca.Draft
 	intent audit.Issuance
-	chain  [][]byte
 	err    error
+}
+
+// signingX509 is the way to a certificate.
+type signingX509 struct {
+	signing
+	draft *ca.Draft
+	chain [][]byte
 }
 
 // Sign implements nodev1.NodeServer. Each request is judged alone; the records of all share one transaction's sync.
@@ -37,9 +43,12 @@ func (s *nodeAPI) Sign(ctx context.Context, r *nodev1.SignRequest) (*nodev1.Sign
 	if len(r.Requests) > mostRequests {
 		return nil, fault.New(fault.Invalid, nil, "more than 256 signing requests in one call")
 	}
-	all := make([]*signing, len(r.Requests))
-	each(all, func(i int) { all[i] = s.draft(ctx, node, r.Requests[i]) })
-	s.record(ctx, all)
+	all, records := make([]*signingX509, len(r.Requests)), make([]*signing, len(r.Requests))
+	each(all, func(i int) {
+		all[i] = s.draft(ctx, node, r.Requests[i])
+		records[i] = &all[i].signing
+	})
+	s.record(ctx, records)
 	each(all, func(i int) {
 		if all[i].err == nil {
 			all[i].chain, all[i].err = s.config.Authority.Issue(all[i].draft)
@@ -85,14 +94,9 @@ func each[T any](list []T, do func(i int)) {
 }
 
 // draft checks one request and prepares its certificate. Of the CSR only the public key is taken.
-func (s *nodeAPI) draft(ctx context.Context, n attest.Node, r *nodev1.SigningRequest) *signing {
-	one := &signing{}
-	id, err := svid.ParseID(r.GetSpiffeId())
-	if err != nil {
-		one.err = fault.New(fault.Invalid, err, "the SPIFFE ID to sign for").With(fault.BadRequestForSVID, "")
-		return one
-	}
-	e, err := s.registry.entry(r.GetEntry(), id, n)
+func (s *nodeAPI) draft(ctx context.Context, n attest.Node, r *nodev1.SigningRequest) *signingX509 {
+	one := &signingX509{}
+	id, e, err := s.wanted(n, r.GetEntry(), r.GetSpiffeId())
 	if err != nil {
 		one.err = err
 		return one
@@ -113,6 +117,16 @@ func (s *nodeAPI) draft(ctx context.Context, n attest.Node, r *nodev1.SigningReq
 		one.intent.Node = n.ID.String() // whichever generation: a renewal makes no revision, so the registry may know an older one
 	}
 	return one
+}
+
+// wanted finds what a request asks for: the SPIFFE ID of an entry that this node may serve.
+func (s *nodeAPI) wanted(n attest.Node, entry, spiffeID string) (spiffeid.ID, registration.Entry, error) {
+	id, err := svid.ParseID(spiffeID)
+	if err != nil {
+		return spiffeid.ID{}, registration.Entry{}, fault.New(fault.Invalid, err, "the SPIFFE ID to sign for").With(fault.BadRequestForSVID, "")
+	}
+	e, err := s.registry.entry(entry, id, n)
+	return id, e, err
 }
 
 // intent is the record of a draft.
@@ -146,7 +160,7 @@ func (s *Server) issue(ctx context.Context, d *ca.Draft, intent audit.Issuance) 
 	return s.config.Authority.Issue(d)
 }
 
-func (s *nodeAPI) result(ctx context.Context, n attest.Node, r *nodev1.SigningRequest, one *signing) *nodev1.SigningResult {
+func (s *nodeAPI) result(ctx context.Context, n attest.Node, r *nodev1.SigningRequest, one *signingX509) *nodev1.SigningResult {
 	if one.err == nil {
 		s.tally.issued(one.intent.Profile)
 		return &nodev1.SigningResult{Certificates: one.chain}

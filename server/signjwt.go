@@ -9,15 +9,13 @@ import (
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/ca"
 	"github.com/writ-dev/writ/internal/fault"
-	"github.com/writ-dev/writ/svid"
 )
 
-// signingJWT is one request on its way: each step is taken only while there is no error.
+// signingJWT is the way to a token.
 type signingJWT struct {
-	draft  *ca.JWTDraft
-	intent audit.Issuance
-	token  string
-	err    error
+	signing
+	draft *ca.JWTDraft
+	token string
 }
 
 // SignJWT implements nodev1.NodeServer. Each request is judged alone; the records of all share one transaction's sync.
@@ -32,9 +30,12 @@ func (s *nodeAPI) SignJWT(ctx context.Context, r *nodev1.SignJWTRequest) (*nodev
 	if len(r.Requests) > mostRequests {
 		return nil, fault.New(fault.Invalid, nil, "more than 256 signing requests in one call")
 	}
-	all := make([]*signingJWT, len(r.Requests))
-	each(all, func(i int) { all[i] = s.draftJWT(ctx, node, r.Requests[i]) })
-	s.recordJWT(ctx, all)
+	all, records := make([]*signingJWT, len(r.Requests)), make([]*signing, len(r.Requests))
+	each(all, func(i int) {
+		all[i] = s.draftJWT(ctx, node, r.Requests[i])
+		records[i] = &all[i].signing
+	})
+	s.record(ctx, records)
 	each(all, func(i int) {
 		if all[i].err == nil {
 			all[i].token, all[i].err = s.config.JWT.Issue(all[i].draft)
@@ -50,12 +51,7 @@ func (s *nodeAPI) SignJWT(ctx context.Context, r *nodev1.SignJWTRequest) (*nodev
 // draftJWT checks one request and prepares its token. Only the audience is the caller's.
 func (s *nodeAPI) draftJWT(ctx context.Context, n attest.Node, r *nodev1.JWTSigningRequest) *signingJWT {
 	one := &signingJWT{}
-	id, err := svid.ParseID(r.GetSpiffeId())
-	if err != nil {
-		one.err = fault.New(fault.Invalid, err, "the SPIFFE ID to sign for").With(fault.BadRequestForSVID, "")
-		return one
-	}
-	e, err := s.registry.entry(r.GetEntry(), id, n)
+	id, e, err := s.wanted(n, r.GetEntry(), r.GetSpiffeId())
 	if err != nil {
 		one.err = err
 		return one
@@ -74,23 +70,6 @@ func (s *nodeAPI) draftJWT(ctx context.Context, n attest.Node, r *nodev1.JWTSign
 		Entry: e.Name, EntryRevision: e.Revision, Node: n.ID.String(), // whichever generation, as in draft
 		Profile: ca.ProfileJWT, Audience: d.Audience(), NotBefore: d.IssuedAt(), NotAfter: d.Expires(), Draft: d.Digest(), RequestID: requestID(ctx)}
 	return one
-}
-
-// recordJWT writes the intents of all drafts. What is not recorded is not signed.
-func (s *nodeAPI) recordJWT(ctx context.Context, all []*signingJWT) {
-	var drafted []*signingJWT
-	var intents []audit.Issuance
-	for _, one := range all {
-		if one.err == nil {
-			drafted, intents = append(drafted, one), append(intents, one.intent)
-		}
-	}
-	if len(intents) == 0 {
-		return
-	}
-	for i, err := range s.config.Store.Issuances.RecordIssuances(ctx, intents) {
-		drafted[i].err = err
-	}
 }
 
 func (s *nodeAPI) resultJWT(ctx context.Context, n attest.Node, r *nodev1.JWTSigningRequest, one *signingJWT) *nodev1.JWTSigningResult {
