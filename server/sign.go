@@ -165,7 +165,7 @@ func (s *nodeAPI) result(ctx context.Context, n attest.Node, r *nodev1.SigningRe
 		s.tally.issued(one.intent.Profile)
 		return &nodev1.SigningResult{Certificates: one.chain}
 	}
-	s.tally.notIssued("workload", fault.KindOf(one.err))
+	s.tally.notIssued(ca.WorkloadSVID().Name(), fault.KindOf(one.err))
 	s.config.Log.WarnContext(ctx, "SVID refused", "agent_id", n.ID.String(), "entry", r.GetEntry(), "spiffe_id", r.GetSpiffeId(), "err", one.err)
 	answer := wireStatus(one.err)
 	return &nodev1.SigningResult{Status: uint32(answer.Code()), Code: codeOf(one.err), Message: answer.Message()}

@@ -282,3 +282,32 @@ func TestEachBringsAPanicToItsCaller(t *testing.T) {
 		}
 	})
 }
+
+// What is refused is counted under the profile that what is issued is counted under, so that a rate can be had.
+func TestRefusalsAreCountedByTheirProfile(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	d.apply(entry("orders"))
+	d.caughtUp()
+	must(d.join("web-1").sign("orders", "unknown"))(t)
+	families, err := d.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	profiles := map[string]int{}
+	for _, family := range families {
+		if family.GetName() != "writ_server_issuances_total" {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			for _, label := range m.GetLabel() {
+				if label.GetName() == "profile" {
+					profiles[label.GetValue()]++
+				}
+			}
+		}
+	}
+	if profiles["workload-svid"] != 2 || profiles["workload"] != 0 {
+		t.Errorf("counted under %v, want two outcomes of workload-svid", profiles)
+	}
+}
