@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -45,8 +44,13 @@ func serveHTTP(ctx context.Context, l net.Listener, metrics prometheus.Gatherer,
 	})
 	s := &http.Server{Handler: sameOrigin(l.Addr(), mux), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	return serveUntil(ctx, s, func() error { return s.Serve(l) })
+}
+
+// serveUntil runs serve, which serves s, until ctx ends; calls under way have a second then.
+func serveUntil(ctx context.Context, s *http.Server, serve func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
+	go func() { done <- serve() }()
 	select {
 	case err := <-done:
 		return err
@@ -57,10 +61,7 @@ func serveHTTP(ctx context.Context, l net.Listener, metrics prometheus.Gatherer,
 	if err := s.Shutdown(stop); err != nil {
 		s.Close()
 	}
-	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return ignoreStopped(<-done)
 }
 
 func answerHealth(w http.ResponseWriter, h health, code int) {

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -64,22 +62,7 @@ const mostOIDC = 256
 
 // serveOIDC serves until ctx ends.
 func (d *serverDaemon) serveOIDC(ctx context.Context, s *http.Server) error {
-	done := make(chan error, 1)
-	go func() { done <- s.ServeTLS(netutil.LimitListener(d.oidcAt, mostOIDC), "", "") }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	if err := s.Shutdown(stop); err != nil {
-		s.Close()
-	}
-	if err := <-done; !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
+	return serveUntil(ctx, s, func() error { return s.ServeTLS(netutil.LimitListener(d.oidcAt, mostOIDC), "", "") })
 }
 
 // certificateFiles is a certificate that others renew in place.
