@@ -137,6 +137,7 @@ type entryFile struct {
 	domain *devDomain
 	path   string // empty: nothing to follow
 	seen   string // fingerprint of what was applied last
+	moving string // fingerprint of a change that was seen once
 }
 
 // applyEntries applies --entries, or the examples to a data directory that is new, and gives what is to be followed.
@@ -157,12 +158,24 @@ func exampleEntries() string {
 	return fmt.Sprintf("name: you\npath: /you\nwhere: [\"join_token:name:%s\"]\nmatch: [\"unix:uid:%d\"]\n", devNode, os.Getuid())
 }
 
-// watch applies the file again when it changed, looking every 100 ms. A file that is refused changes nothing and is said once.
+// due says whether what a look found is to be applied: a change that stood still since the look before. A file that is written in place
+// is empty for a moment, and an empty one would prune everything.
+func (f *entryFile) due(now string) bool {
+	still := now == f.moving
+	f.moving = now
+	if now == f.seen || !still {
+		return false
+	}
+	f.seen = now
+	return true
+}
+
+// watch applies the file again when it changed, looking every 50 ms. A file that is refused changes nothing and is said once.
 func (f *entryFile) watch(ctx context.Context) error {
 	if f.path == "" {
 		return nil
 	}
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
@@ -170,11 +183,9 @@ func (f *entryFile) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		now := fingerprint(f.path)
-		if now == f.seen {
+		if !f.due(fingerprint(f.path)) {
 			continue
 		}
-		f.seen = now
 		if err := f.apply(ctx, io.Discard); err != nil && ctx.Err() == nil {
 			f.domain.log.ErrorContext(ctx, "entries refused, the old ones stay", "err", err)
 		}
