@@ -84,7 +84,7 @@ func askWorkloadAPI[T any](ctx context.Context, socket string, timeout time.Dura
 			return answer, nil
 		case status.Code(err) == codes.PermissionDenied:
 			return answer, denied(err)
-		case status.Code(err) != codes.Unavailable && ctx.Err() == nil:
+		case ctx.Err() == nil && !passes(status.Code(err)):
 			return answer, fault.FromStatus(err)
 		}
 		var f *fault.Error
@@ -101,6 +101,11 @@ func askWorkloadAPI[T any](ctx context.Context, socket string, timeout time.Dura
 				With(fault.AgentStarting, "start `writ dev` or `writ agent run`, or set "+workloadVariable)
 		}
 	}
+}
+
+// passes says whether another try may end otherwise. The agent's end of a call may see its time over a moment before ours does.
+func passes(code codes.Code) bool {
+	return code == codes.Unavailable || code == codes.Canceled || code == codes.DeadlineExceeded
 }
 
 // denied is what the agent answered; another's agent gives neither code nor fix.
