@@ -22,3 +22,6 @@ func (db *DB) ReadersSay(ctx context.Context, query string) (answer string, err 
 	})
 	return answer, err
 }
+
+// Migrations are what brings an older store up.
+var Migrations = migrations

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"fmt"
 	"iter"
 	"slices"
@@ -48,15 +49,16 @@ func (t *tx) issue(intents []audit.Issuance) (judged []error, err error) {
 		if judged[i] = held.judge(intent); judged[i] != nil {
 			continue
 		}
-		if intent.Serial == "" {
-			judged[i] = fault.New(fault.Invalid, nil, "an issuance needs a serial")
+		serial, err := hex.DecodeString(intent.Serial)
+		if err != nil || len(serial) == 0 {
+			judged[i] = fault.New(fault.Invalid, err, "an issuance needs a serial, in hex")
 			continue
 		}
 		intent.Server = t.db.config.Server
 		if intent.Time.IsZero() {
 			intent.Time = t.db.config.Now()
 		}
-		good = append(good, issuing{intent, &judged[i]})
+		good = append(good, issuing{intent, serial, &judged[i]})
 	}
 	if err := t.takeSerials(good); err != nil {
 		return nil, err
@@ -67,18 +69,18 @@ func (t *tx) issue(intents []audit.Issuance) (judged []error, err error) {
 // issuing is an intent that may be signed so far, and where its error goes.
 type issuing struct {
 	audit.Issuance
-	err *error
+	serial []byte
+	err    *error
 }
 
 // takeSerials takes all at once, and one by one only where one of them is taken.
 func (t *tx) takeSerials(all []issuing) error {
-	const into, values = "INSERT INTO issuance (serial, spiffe_id, entry, node, authority, not_after, server) VALUES ", "(?, ?, ?, ?, ?, ?, ?)"
 	for part := range parts(all) {
-		args := make([]any, 0, 7*len(part))
+		args := make([]any, 0, 2*len(part))
 		for _, i := range part {
-			args = append(args, i.Serial, i.SPIFFEID, i.Entry, i.Node, i.AuthorityID, micros(i.NotAfter), i.Server)
+			args = append(args, i.serial, micros(i.NotAfter))
 		}
-		_, err := t.exec(into+list(values, len(part)), args...)
+		_, err := t.exec("INSERT INTO serials (serial, not_after) VALUES "+list("(?, ?)", len(part)), args...)
 		switch {
 		case err == nil:
 		case !duplicate(err):

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/pressly/goose/v3"
+
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 	"github.com/writ-dev/writ/store"
@@ -82,6 +84,34 @@ func TestSQLiteMigratesOnce(t *testing.T) {
 	}
 	if len(first) < 12 {
 		t.Errorf("schema is %q", first)
+	}
+}
+
+// A serial that was taken before serials had a table of their own stays taken, and an older writ finds it there after a step back.
+func TestSQLiteKeepsSerialsOfTheFirstSchema(t *testing.T) {
+	h := newSQLite(t)
+	h.issuing()
+	h.must(h.RecordIssuance(t.Context(), h.intent("0a")))
+	h.must(h.Close())
+	db := past(t, h.database())
+	folder, err := fs.Sub(store.Migrations, "migrations")
+	h.must(err)
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, folder, goose.WithDisableGlobalRegistry(true))
+	h.must(err)
+	_, err = p.DownTo(t.Context(), 1)
+	h.must(err)
+	_, err = db.Exec("INSERT INTO issuance SELECT '0b', 'spiffe://example.org/orders', 'orders', '', 'k', not_after, 'a' FROM issuance WHERE serial = '0a'")
+	h.must(err)
+	h.must(db.Close())
+	h.open()
+	for _, serial := range []string{"0a", "0b"} {
+		if err := h.RecordIssuance(t.Context(), h.intent(serial)); !fault.Is(err, fault.Conflict) {
+			t.Errorf("serial %s: %v", serial, err)
+		}
+	}
+	h.must(h.RecordIssuance(t.Context(), h.intent("0c")))
+	if err := h.RecordIssuance(t.Context(), h.intent("xy")); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a serial that is no hex: %v", err)
 	}
 }
 
