@@ -53,6 +53,7 @@ func runAgent(ctx context.Context, c agentConfig, talk io.Writer) error {
 
 // runWithHTTP runs a daemon beside its /metrics and /healthz.
 func runWithHTTP(ctx context.Context, address string, metrics *prometheus.Registry, check healthCheck, run func(context.Context) error, abandon func()) error {
+	defer roomForGarbage()()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		abandon()

@@ -78,6 +78,7 @@ type devDomain struct {
 
 // runDev brings the domain up in the order that separate daemons would come up in, says so, and runs it until ctx ends.
 func runDev(ctx context.Context, f devFlags, out, talk io.Writer) (err error) {
+	defer roomForGarbage()()
 	d := &devDomain{flags: f, metrics: newMetrics()}
 	if err := d.configure(); err != nil {
 		return err
