@@ -164,6 +164,9 @@ func TestCreateTokenKeepsItsLimits(t *testing.T) {
 		{"a network without bits", &adminv1.CreateTokenRequest{Cidr: "10.0.0.1"}},
 		{"a network that is none", &adminv1.CreateTokenRequest{Cidr: "web-1"}},
 		{"a name with a line break", &adminv1.CreateTokenRequest{Node: "web\n1"}},
+		{"a name with a blank", &adminv1.CreateTokenRequest{Node: "web 1"}},
+		{"a name that is not ASCII", &adminv1.CreateTokenRequest{Node: "w\u00e9b"}},
+		{"a name that a selector holds and a host has not", &adminv1.CreateTokenRequest{Node: strings.Repeat("x", 254)}},
 		{"a name too long", &adminv1.CreateTokenRequest{Node: strings.Repeat("x", 256)}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

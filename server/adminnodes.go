@@ -41,20 +41,15 @@ func (s *adminAPI) CreateToken(ctx context.Context, r *adminv1.CreateTokenReques
 			return nil, fault.New(fault.Invalid, nil, "the CIDR "+r.Cidr+" is not ADDRESS/BITS")
 		}
 	}
-	if r.Node != "" {
-		if _, err := attest.ParseSelector("join_token:name:" + r.Node); err != nil || len(r.Node) > 255 {
-			return nil, fault.New(fault.Invalid, err, "the node name cannot be a selector")
-		}
-	}
 	var pins [][32]byte
 	for _, root := range s.config.Authority.Bundle().Roots {
 		pins = append(pins, sha256.Sum256(root.RawSubjectPublicKeyInfo))
 	}
-	text, kept, err := s.config.Tokens(s.config.Addresses, pins, s.config.Now().Add(ttl))
+	wanted := attest.Token{Expires: s.config.Now().Add(ttl), Name: r.Node, CIDR: cidr, Server: s.config.Name}
+	kept, text, err := s.config.Tokens(s.config.Addresses, pins, wanted)
 	if err != nil {
-		return nil, err
+		return nil, fault.New(fault.Invalid, err, "no such join token can be made")
 	}
-	kept.Name, kept.CIDR, kept.Server = r.Node, cidr, s.config.Name
 	by, err := s.act(ctx, audit.ActToken, kept.ID, "")
 	if err != nil {
 		return nil, err

@@ -147,10 +147,10 @@ func (d *domain) serve(node net.Listener) {
 	})
 }
 
-func (d *domain) makeToken(addresses []string, pins [][32]byte, expires time.Time) (string, attest.Token, error) {
+func (d *domain) makeToken(addresses []string, pins [][32]byte, wanted attest.Token) (attest.Token, string, error) {
 	now := d.now()
-	kept, text, err := jointoken.New(jointoken.Request{Addresses: addresses, Pins: pins, TTL: expires.Sub(now), Now: now})
-	return text, kept, err
+	return jointoken.New(jointoken.Request{Addresses: addresses, Pins: pins, TTL: wanted.Expires.Sub(now), Name: wanted.Name, CIDR: wanted.CIDR,
+		Server: wanted.Server, Now: now})
 }
 
 // makeFactory makes the CA whose certificates x509pop takes.

@@ -43,9 +43,9 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: no metrics
 }
 
-// TokenMaker writes a join token for these addresses and roots (SHA-256 of each public key). It gives the text that travels and
-// what the store keeps of it; node name, CIDR and server are filled in by the Server.
-type TokenMaker func(addresses []string, pins [][32]byte, expires time.Time) (text string, kept attest.Token, err error)
+// TokenMaker writes a join token for these addresses and roots (SHA-256 of each public key), with the end, node name, CIDR and server
+// that are wanted, and refuses what its method cannot keep. It gives what the store keeps of it and the text that travels.
+type TokenMaker func(addresses []string, pins [][32]byte, wanted attest.Token) (kept attest.Token, text string, err error)
 
 // Store is the durable state as this package needs it: one value usually fills all parts.
 type Store struct {

@@ -150,10 +150,10 @@ func (d *serverDaemon) verifiers() (map[string]attest.Verifier, error) {
 }
 
 // makeToken writes join tokens for the server.
-func makeToken(addresses []string, pins [][32]byte, expires time.Time) (string, attest.Token, error) {
+func makeToken(addresses []string, pins [][32]byte, wanted attest.Token) (attest.Token, string, error) {
 	now := time.Now()
-	kept, text, err := jointoken.New(jointoken.Request{Addresses: addresses, Pins: pins, TTL: expires.Sub(now), Now: now})
-	return text, kept, err
+	return jointoken.New(jointoken.Request{Addresses: addresses, Pins: pins, TTL: wanted.Expires.Sub(now), Name: wanted.Name, CIDR: wanted.CIDR,
+		Server: wanted.Server, Now: now})
 }
 
 // listen opens the node API's address and the admin socket, which belongs to the group writ where there is one.
