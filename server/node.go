@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 
 	"google.golang.org/grpc"
@@ -39,14 +40,29 @@ func (s *Server) NodeAPI() *grpc.Server {
 
 // caller is the node behind the client certificate, if it may ask for anything now.
 func (s *nodeAPI) caller(ctx context.Context) (attest.Node, error) {
-	p, _ := peer.FromContext(ctx)
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
+	shown := agentSVID(ctx)
+	if len(shown) == 0 {
 		return attest.Node{}, fault.New(fault.Unauthenticated, nil, "the agent SVID is missing; attest first")
 	}
-	id, err := s.verifyAgent(info.State.PeerCertificates) // again: a connection outlives a certificate
+	id, err := s.verifyAgent(shown) // again: a connection outlives a certificate
 	if err != nil {
-		return attest.Node{}, fault.New(fault.Unauthenticated, err, "the agent SVID is not valid any more; renew it").With(fault.NodeUnknown, "")
+		return attest.Node{}, errEnded(err)
 	}
 	return s.registry.node(id)
+}
+
+// lifeOf is how long the agent SVID of a caller's connection is still valid.
+func (s *nodeAPI) lifeOf(ctx context.Context) time.Duration {
+	return agentSVID(ctx)[0].NotAfter.Sub(s.config.Now())
+}
+
+// agentSVID is the certificate, with its chain, that a caller's connection began with.
+func agentSVID(ctx context.Context) []*x509.Certificate {
+	p, _ := peer.FromContext(ctx)
+	info, _ := p.AuthInfo.(credentials.TLSInfo)
+	return info.State.PeerCertificates
+}
+
+func errEnded(why error) error {
+	return fault.New(fault.Unauthenticated, why, "the agent SVID is not valid any more; renew it").With(fault.NodeUnknown, "")
 }

@@ -11,23 +11,23 @@ import (
 	"github.com/writ-dev/writ/registration"
 )
 
-// catchUpPatience is how long an agent that knows more than this server waits for it to read the store.
-const catchUpPatience = 5 * time.Second
+const (
+	// catchUpPatience is how long an agent that knows more than this server waits for it to read the store.
+	catchUpPatience = 5 * time.Second
+	// openPatience is how long a stream may be silent before it says what the agent holds.
+	openPatience = 10 * time.Second
+)
 
-// Sync implements nodev1.NodeServer: it pushes what concerns the calling node until the node, the stream or the server ends.
+// Sync implements nodev1.NodeServer: it pushes what concerns the calling node until the node, its SVID, the stream or the server ends.
 func (s *nodeAPI) Sync(stream nodev1.Node_SyncServer) error {
 	ctx := stream.Context()
 	node, err := s.caller(ctx)
 	if err != nil {
 		return err
 	}
-	first, err := stream.Recv()
+	open, err := s.opened(stream)
 	if err != nil {
 		return err
-	}
-	open := first.GetOpen()
-	if open == nil || open.Version != 1 {
-		return fault.New(fault.Invalid, nil, "the stream does not begin with an open message of version 1")
 	}
 	held := registration.Revision{Number: open.Revision, Chain: open.Chain}
 	resumed, err := s.knows(ctx, held)
@@ -45,6 +45,8 @@ func (s *nodeAPI) Sync(stream nodev1.Node_SyncServer) error {
 			return err
 		}
 	}
+	ended := time.NewTimer(s.lifeOf(ctx)) // an agent that renewed has another connection
+	defer ended.Stop()
 	go s.takeAcks(stream, f) // ends with the stream, which ends when this returns
 	for messages := s.registry.open(f, since, resumed); ; messages = s.registry.next(f) {
 		if err := s.send(stream, f, messages); err != nil {
@@ -54,11 +56,39 @@ func (s *nodeAPI) Sync(stream nodev1.Node_SyncServer) error {
 		case <-f.wake:
 		case <-f.over:
 			return f.why()
+		case <-ended.C:
+			return errEnded(nil)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.stopped:
 			return errStopping()
 		}
+	}
+}
+
+// opened waits for a stream's first message.
+func (s *nodeAPI) opened(stream nodev1.Node_SyncServer) (*nodev1.SyncOpen, error) {
+	type received struct {
+		*nodev1.SyncRequest
+		err error
+	}
+	came := make(chan received, 1)
+	go func() { // ends with the stream at the latest
+		m, err := stream.Recv()
+		came <- received{m, err}
+	}()
+	timer := time.NewTimer(openPatience)
+	defer timer.Stop()
+	select {
+	case first := <-came:
+		if open := first.GetOpen(); first.err != nil || open.GetVersion() == 1 {
+			return open, first.err
+		}
+		return nil, fault.New(fault.Invalid, nil, "the stream does not begin with an open message of version 1")
+	case <-timer.C:
+		return nil, fault.New(fault.Invalid, nil, "the stream did not begin within 10 s")
+	case <-s.stopped:
+		return nil, errStopping()
 	}
 }
 

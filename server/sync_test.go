@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/api/registrationv1"
 	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 )
 
@@ -434,4 +436,28 @@ func TestExpiredEntryGoes(t *testing.T) {
 	away.open() // it does not hold it for longer because it was away
 	away.reach(d.apply(entry("later")))
 	away.wantHeld()
+}
+
+func TestSyncEndsWithTheAgentSVID(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	h := d.join("web-1")
+	until := must(x509.ParseCertificate(h.certificate().Certificate[0]))(t).NotAfter
+	d.ahead.Store(int64(time.Until(until) - 1500*time.Millisecond)) // so that it ends soon
+	f := h.follow()
+	f.next()
+	_, err := f.stream.Recv()
+	wantFault(t, err, fault.Unauthenticated, fault.NodeUnknown)
+	if now := d.now(); now.Before(until) {
+		t.Errorf("the stream ended %s before the SVID", until.Sub(now))
+	}
+}
+
+func TestSyncThatDoesNotBeginEnds(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	h := d.join("web-1")
+	stream := must(h.connect().Sync(t.Context()))(t)
+	_, err := stream.Recv() // without a word
+	wantFault(t, err, fault.Invalid, "")
 }
