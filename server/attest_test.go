@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/http2"
 
 	"github.com/writ-dev/writ/api/adminv1"
 	"github.com/writ-dev/writ/api/nodev1"
@@ -351,6 +353,16 @@ func TestStallingStrangerIsCut(t *testing.T) {
 			t.Errorf("the connection ends with %v", err)
 		}
 		return err
+	})
+	stall("who begins HTTP/2 and asks for nothing", func() error {
+		conn := must(tls.Dial("tcp", d.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}))(t)
+		defer conn.Close()
+		conn.SetDeadline(begin.Add(patience + 10*time.Second))
+		must(conn.Write([]byte(http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")))(t) // empty settings
+		if _, err := io.Copy(io.Discard, conn); err != nil {
+			t.Errorf("the connection ends with %v", err)
+		}
+		return io.EOF
 	})
 	strangers.Wait()
 }

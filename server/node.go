@@ -31,7 +31,8 @@ func (s *Server) NodeAPI() *grpc.Server {
 		grpc.MaxConcurrentStreams(100),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: 5 * time.Minute}),
+		// An agent's connection has its Sync stream and is never idle; a stranger has no reason to be.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}))...)
 	nodev1.RegisterNodeServer(g, &nodeAPI{Server: s})
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
