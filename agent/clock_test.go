@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/writ-dev/writ/agent"
 	"github.com/writ-dev/writ/agent/agenttest"
@@ -58,5 +59,47 @@ func TestClocksThatDifferByADay(t *testing.T) {
 				t.Errorf("web was signed %d times", n)
 			}
 		})
+	}
+}
+
+// stepped gives the present of a machine whose clock was set, or that slept: its wall clock went on and its monotonic one, which does not
+// run in a sleep, stood still. Nothing but a clock makes such a time; in time.Time the wall clock's seconds begin at bit 30.
+func stepped(by time.Duration) time.Time {
+	now := time.Now()
+	*(*uint64)(unsafe.Pointer(&now)) += uint64(by/time.Second) << 30
+	return now
+}
+
+// What is due by the wall clock is due after a sleep too, whatever timers and monotonic clocks say.
+func TestSVIDsAreRenewedAfterASleep(t *testing.T) {
+	t.Parallel()
+	server := started(t)
+	server.Apply(entry("web", "alice"))
+	c := config(t, server)
+	c.Now = func() time.Time { return stepped(time.Duration(server.Ahead.Load())) }
+	a, _ := agenttest.Run(t, c)
+	s := subscribe(t, a, newProcess(1))
+	before := next(t, s, "the identity", holds("web"))
+	server.Ahead.Store(int64(45 * time.Minute)) // of an hour
+	if apart := c.Now().Round(0).Sub(time.Now().Round(0)); apart < 44*time.Minute {
+		t.Fatalf("the wall clock went on by %s", apart)
+	}
+	next(t, s, "another SVID", func(v agent.View) bool {
+		return holds("web")(v) && v.Identities[0].NotAfter.After(before.Identities[0].NotAfter)
+	})
+}
+
+func TestJWTThatEndedInASleepIsNotHandedOut(t *testing.T) {
+	t.Parallel()
+	server := started(t)
+	server.Apply(entry("web", "alice"))
+	c := config(t, server)
+	c.Now = func() time.Time { return stepped(time.Duration(server.Ahead.Load())) }
+	a, _ := agenttest.Run(t, c)
+	p := newProcess(1)
+	jwt(t, a, p, "db")
+	server.Ahead.Store(int64(10 * time.Minute)) // it lives for five
+	if got := jwt(t, a, p, "db"); !got.Expires.After(c.Now()) {
+		t.Errorf("it ended %s ago", c.Now().Sub(got.Expires))
 	}
 }

@@ -8,10 +8,12 @@ import (
 )
 
 // until waits for a moment of the agent's clock, a wake or the end. A timer stands still while the machine sleeps and knows nothing
-// of a clock that was set, so it looks at the clock once a second.
+// of a clock that was set, so it looks at the clock once a second: at the wall clock too, which the difference of two times from
+// time.Now leaves out.
 func (a *Agent) until(ctx context.Context, moment time.Time, wake <-chan struct{}) {
 	for {
-		left := moment.Sub(a.now())
+		now := a.now()
+		left := min(moment.Sub(now), moment.Round(0).Sub(now.Round(0)))
 		if left <= 0 {
 			return
 		}

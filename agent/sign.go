@@ -135,7 +135,7 @@ func (c *cache) install(jobs []job, now time.Time) {
 		c.setIdentity(r, &Identity{Entry: j.entry.Name, ID: j.entry.ID, Hint: r.entry.Hint, Chain: j.issued.Chain, Key: j.issued.Key,
 			NotAfter: j.issued.NotAfter})
 		r.retryAt, r.refusals, r.refusal = time.Time{}, 0, nil
-		r.renewAt = now.Add(member.HalfLife(j.issued.NotAfter.Sub(now), member.Chance()))
+		r.renewAt = now.Round(0).Add(member.HalfLife(j.issued.NotAfter.Sub(now), member.Chance())) // by the wall clock, as NotAfter
 		if r.entry.TTL != j.entry.TTL || !slices.Equal(r.entry.DNS, j.entry.DNS) {
 			r.renewAt = time.Time{} // it changed while it was being signed
 		}

@@ -187,6 +187,7 @@ func passing(err error) bool {
 // take makes what was signed what is held. It ends by this node's clock, as for whoever verifies it here, and no later than by the
 // server's, as for others: of clocks that differ the one that is behind would hand out what has ended.
 func (t *token) take(j jwtJob, now time.Time) {
+	now = now.Round(0) // the wall clock alone: a monotonic one stands still while the machine sleeps, and the token ends all the same
 	signed := j.issued.JWT
 	t.why, t.refusals, t.retryAt = nil, 0, time.Time{}
 	t.text, t.keyID, t.expires = Token(signed.Token()), signed.KeyID, signed.Expires
