@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -102,4 +103,21 @@ func TestJWTThatEndedInASleepIsNotHandedOut(t *testing.T) {
 	if got := jwt(t, a, p, "db"); !got.Expires.After(c.Now()) {
 		t.Errorf("it ended %s ago", c.Now().Sub(got.Expires))
 	}
+}
+
+// An agent that started while its clock was ahead follows the server once the clock is right, though nothing has to be renewed.
+func TestAgentFollowsOnceItsClockIsRight(t *testing.T) {
+	t.Parallel()
+	server := started(t)
+	c := config(t, server)
+	first, stop := agenttest.Run(t, c)
+	agenttest.Await(t, "the first sync", func() bool { return first.Status().Connected })
+	stop()
+	var ahead atomic.Int64
+	ahead.Store(int64(2 * time.Hour))
+	c.Now = func() time.Time { return stepped(time.Duration(ahead.Load())) }
+	a, _ := agenttest.Run(t, c)
+	agenttest.Await(t, "a try in vain", func() bool { err := a.Ready(); return err != nil && strings.Contains(err.Error(), "clock") })
+	ahead.Store(0)
+	agenttest.Await(t, "the stream", func() bool { return a.Status().Connected })
 }

@@ -39,7 +39,7 @@ func (a *Agent) follow(ctx context.Context) {
 	for try := int(member.Chance() * 1024); ctx.Err() == nil; {
 		held, renewed := a.node.Current()
 		if held == nil || !held.Valid(a.now()) {
-			a.until(ctx, a.now().Add(never), renewed)
+			a.until(ctx, a.now().Add(time.Second), renewed) // or the clock was wrong, and the one that is held is valid again
 			continue
 		}
 		a.cache.setDomain(held.ID.TrustDomain())
