@@ -65,15 +65,20 @@ func (s *Server) ownNames() []string {
 	return []string{host}
 }
 
-// keepIdentity renews at half life until ctx ends; what fails is tried again every second.
+// keepIdentity renews at half life until ctx ends; what fails is tried again every second. So often it looks at the clock, which may have
+// been set, or have gone on while the machine and with it every timer slept.
 func (s *Server) keepIdentity(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	for {
-		leaf := s.identity.current().Leaf
-		wait := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2).Sub(s.config.Now())
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(max(wait, time.Second)):
+		case <-tick.C:
+		}
+		leaf := s.identity.current().Leaf
+		if s.config.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)) {
+			continue
 		}
 		if err := s.renewIdentity(ctx); err != nil && ctx.Err() == nil {
 			s.config.Log.ErrorContext(ctx, "this server's SVID could not be renewed", "err", err)

@@ -203,3 +203,12 @@ func (d *domain) joinAt(address string) error {
 	defer cancel()
 	return n.Prove(ctx)
 }
+
+// Timers stand still while a machine sleeps: the server's SVID is renewed by the clock.
+func TestServersSVIDIsRenewedAfterASleep(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	d.ahead.Store(int64(61 * time.Minute))
+	d.until("the server renews its SVID", func() bool { return d.server.Ready() == nil })
+	d.join("web-1")
+}
