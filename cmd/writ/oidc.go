@@ -121,7 +121,7 @@ func (f *certificateFiles) read(stamp string) error {
 func (f *certificateFiles) stampNow() (stamp string) {
 	for _, path := range []string{f.cert, f.key} {
 		if info, err := os.Stat(path); err == nil {
-			stamp += fmt.Sprint(info.ModTime().UnixNano(), info.Size(), " ")
+			stamp += fmt.Sprint(info.ModTime().UnixNano(), info.Size(), info.Mode(), " ") // a key too wide may be closed
 		}
 	}
 	return stamp

@@ -155,6 +155,19 @@ func TestOIDCKeepsItsCertificateWhileTheFilesAreBroken(t *testing.T) {
 	if second := publicCertificate(t, c, 2); served().Cmp(second.SerialNumber) != 0 {
 		t.Error("the new certificate is not taken up")
 	}
+	third := publicCertificate(t, c, 3)
+	if err := os.Chmod(c.Key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := served(); got.Cmp(third.SerialNumber) == 0 {
+		t.Error("a key that others may read is served")
+	}
+	if err := os.Chmod(c.Key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if served().Cmp(third.SerialNumber) != 0 {
+		t.Error("the new certificate is not taken up once its key is closed to others")
+	}
 }
 
 func eventuallyServed(t *testing.T, issuer string, root *x509.Certificate) {
