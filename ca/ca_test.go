@@ -95,3 +95,27 @@ func must[T any](v T, err error) func(testing.TB) T {
 		return v
 	}
 }
+
+// The ledger keeps all that ever was. A year of it must not make every call slower.
+func TestWhatEndedLongAgoIsNotGoneThrough(t *testing.T) {
+	c := config()
+	now := time.Now()
+	c.Now = func() time.Time { return now }
+	for range 5 { // keys in memory: each start has a root and an issuing certificate of its own
+		start(t, c)
+	}
+	a := start(t, c)
+	if n := a.Known(); n != 12 {
+		t.Errorf("%d records are known while any of them may be asked about, not 12", n)
+	}
+	now = now.Add(3 * 24 * time.Hour)
+	if err := a.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, roots := a.Known(), len(a.Bundle().Roots); n != 7 || roots != 1 {
+		t.Errorf("%d records are known, %d roots in the bundle; want the six roots with the active issuing certificate, and one", n, roots)
+	}
+	if n := len(c.Ledger.(*ledger).records); n != 12 {
+		t.Errorf("the ledger has %d records, not 12", n)
+	}
+}

@@ -19,3 +19,10 @@ func ReadPlain(der []byte) (key *ecdsa.PublicKey, signed, signature []byte, ok b
 	plain, ok := readPlain(der)
 	return plain.key, plain.signed, plain.signature, ok
 }
+
+// Known is how many records the authority goes through for each Bundle.
+func (a *Authority) Known() int {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return len(a.known)
+}
