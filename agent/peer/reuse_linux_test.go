@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestNumberIsReused gives a caller's number to another process between connect and accept, and after accept. It runs itself again
+// It gives a caller's number to another process between connect and accept, and after accept. It runs itself again
 // in a PID namespace of its own, where nobody else takes numbers.
 func TestWEP_15_NumberIsReused(t *testing.T) {
 	const inside = "WRIT_PEER_INSIDE"
 	if os.Getenv(inside) == "" {
-		c := exec.Command(os.Args[0], "-test.run=^TestNumberIsReused$", "-test.v")
+		c := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 		c.Env = append(os.Environ(), inside+"=1")
 		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
 		if out, err := c.CombinedOutput(); err != nil {
