@@ -108,8 +108,13 @@ func newHandle(pidfd int, cred *unix.Ucred, fallback bool) (*handle, error) {
 }
 
 func (h *handle) read(pidfd int, cred *unix.Ucred) error {
-	if pid, err := numberOf(pidfd); err != nil || pid != cred.Pid {
-		return fmt.Errorf("process %d is %d in /proc, which is of another PID namespace or lost it: %w", cred.Pid, pid, err)
+	switch pid, err := numberOf(pidfd); {
+	case err != nil:
+		return fmt.Errorf("read the number of process %d: %w", cred.Pid, err)
+	case pid == -1: // proc(5), fdinfo of a pidfd
+		return fmt.Errorf("process %d has ended", cred.Pid)
+	case pid != cred.Pid:
+		return fmt.Errorf("process %d is %d in /proc, which is of another PID namespace", cred.Pid, pid)
 	}
 	f, err := read(cred.Pid)
 	if err != nil {

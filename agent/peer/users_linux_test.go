@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -201,4 +202,16 @@ func client(t *testing.T, path string) grpc_health_v1.HealthClient {
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	return grpc_health_v1.NewHealthClient(c)
+}
+
+// Most callers that end before they are pinned gave up waiting; the log must not send anybody after namespaces.
+func TestCallerThatEndedIsSaidToHaveEnded(t *testing.T) {
+	s := newSocket(t, peer.Config{})
+	h := start(t, nil)
+	h.do("connect", s.path, 1)
+	raw := s.accept()
+	h.kill()
+	if _, _, err := s.handshake(raw); err == nil || !strings.Contains(err.Error(), "has ended") {
+		t.Errorf("it is refused with %v", err)
+	}
 }
