@@ -38,3 +38,6 @@ func (g Gate) State() (inside, places, line int) {
 	defer g.g.mu.Unlock()
 	return g.g.inside, g.g.places, g.g.line.Len()
 }
+
+// Look looks at the folder once, as Watch does.
+func Look(ctx context.Context, l *Live) { l.look(ctx) }

@@ -112,7 +112,7 @@ func (l *Live) Watch(ctx context.Context) error {
 func (l *Live) look(ctx context.Context) {
 	now, err := sight(l.config.Files)
 	due := !l.again.IsZero() && time.Now().After(l.again)
-	if err == nil && l.last != nil && now.equal(l.last) && time.Since(now.newest()) > young && !due {
+	if err == nil && l.last != nil && now.equal(l.last) && !now.young(time.Now()) && !due {
 		return
 	}
 	if !now.equal(l.last) {

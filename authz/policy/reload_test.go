@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -477,5 +478,44 @@ func TestASnapshotIsOfOneMoment(t *testing.T) {
 	t.Logf("%d calls read a set", n)
 	if n < 10 {
 		t.Error("too few to prove anything")
+	}
+}
+
+// readCounter counts how often Rego is read.
+type readCounter struct {
+	fs.FS
+	reads *atomic.Int64
+}
+
+func (c readCounter) Open(name string) (fs.File, error) {
+	if filepath.Ext(name) == ".rego" {
+		c.reads.Add(1)
+	}
+	return c.FS.Open(name)
+}
+
+// Stat keeps looks from counting.
+func (c readCounter) Stat(name string) (fs.FileInfo, error) { return fs.Stat(c.FS, name) }
+
+// A clock that was ahead when files were written leaves them with times to come; that is no reason to read them at each look.
+func TestFilesFromTheFutureAreReadOnce(t *testing.T) {
+	var reads atomic.Int64
+	file := &fstest.MapFile{Data: []byte("package envoy.authz\n\ndefault allow := true\n"), ModTime: time.Now().Add(time.Hour)}
+	live, err := policy.NewLive(t.Context(), policy.LiveConfig{Files: readCounter{fstest.MapFS{"a.rego": file}, &reads}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		policy.Look(t.Context(), live)
+	}
+	if n := reads.Load(); n != 1 || live.Revision() == "" {
+		t.Errorf("revision %q was read %d times", live.Revision(), n)
+	}
+	file.ModTime = time.Now() // young: it may change again without a sign
+	for range 3 {
+		policy.Look(t.Context(), live)
+	}
+	if n := reads.Load(); n != 4 {
+		t.Errorf("a young file was read %d times at three looks", n-1)
 	}
 }

@@ -103,14 +103,9 @@ func (s sighting) equal(t sighting) bool {
 	})
 }
 
-// newest is when a file last changed.
-func (s sighting) newest() (t time.Time) {
-	for _, f := range s {
-		if f.changed.After(t) {
-			t = f.changed
-		}
-	}
-	return t
+// young says whether a file changed just now. One that did so in the future did it by a clock that was wrong.
+func (s sighting) young(now time.Time) bool {
+	return slices.ContainsFunc(s, func(f seen) bool { return now.Sub(f.changed).Abs() <= young })
 }
 
 // take reads all of a folder, and again while anything moves meanwhile.
