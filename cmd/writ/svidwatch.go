@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,7 +98,15 @@ func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter
 	if f.folder == "" {
 		return w, nil
 	}
-	return w, durable.MakeFolder(f.folder, 0o755)
+	return w, keepFolder(f.folder)
+}
+
+// keepFolder makes the folder for the files where it is not there. One that is may be open to readers: the files are not.
+func keepFolder(path string) error {
+	if err := durable.CheckFolder(path, 0o755); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.MakeFolder(path, 0o700)
 }
 
 // run follows until ctx ends, or the Workload API says for good that it will not serve.

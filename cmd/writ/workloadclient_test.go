@@ -301,3 +301,31 @@ func TestAgentServesOnAUnixSocketOnly(t *testing.T) {
 		}
 	})
 }
+
+// Keys lie in the folder: one that is made is its owner's alone, one that others may write is refused.
+func TestWatchMakesItsFolderPrivate(t *testing.T) {
+	serveFake(t, step{code: codes.InvalidArgument}) // which ends the watch
+	folder := filepath.Join(t.TempDir(), "new")
+	mode := func() os.FileMode {
+		info, err := os.Stat(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Mode().Perm()
+	}
+	watch := func() string {
+		_, _, talk := writ(t, "svid", "watch", "--write", folder)
+		return talk
+	}
+	if watch(); mode() != 0o700 {
+		t.Errorf("the folder is made with mode %o", mode())
+	}
+	for given, refused := range map[os.FileMode]bool{0o755: false, 0o775: true} {
+		if err := os.Chmod(folder, given); err != nil {
+			t.Fatal(err)
+		}
+		if talk := watch(); strings.Contains(talk, folder) != refused || mode() != given {
+			t.Errorf("a folder of mode %o has %o afterwards; it is said: %s", given, mode(), talk)
+		}
+	}
+}
