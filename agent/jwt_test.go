@@ -675,3 +675,21 @@ func (l *locked) String() string {
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
+
+// A node may see any number of users, one after the other.
+func TestUsersWhoAskNoMoreAreForgotten(t *testing.T) {
+	t.Parallel() // it waits
+	server := started(t)
+	server.Apply(entry("web", "alice"), entry("api", "bob"))
+	c := config(t, server)
+	c.Now = server.Now
+	a, _ := agenttest.Run(t, c)
+	jwt(t, a, newProcess(1), "db")
+	jwt(t, a, newProcess(2), "db")
+	if n := agent.Shelves(a); n != 2 {
+		t.Errorf("two users have %d shelves", n)
+	}
+	server.Ahead.Store(int64(20 * time.Minute))
+	agenttest.Await(t, "that both are forgotten", func() bool { return agent.Shelves(a) == 0 })
+	jwt(t, a, newProcess(1), "db")
+}

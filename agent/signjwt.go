@@ -109,13 +109,16 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// keepUntil drops a token when its time has come.
+// keepUntil drops a token when its time has come, and with the last one its shelf, unless that still knows that its user asked fast.
 func (c *cache) keepUntil(t *token, now, end time.Time) {
-	if !now.Before(end) {
-		c.dropJWT(t)
+	if now.Before(end) {
+		c.lookAt(end)
 		return
 	}
-	c.lookAt(end)
+	c.dropJWT(t)
+	if s := t.shelf; len(s.tokens) == 0 && s.pace.TokensAt(now) >= shelfSize && s.record.jwts[s.uid] == s {
+		delete(s.record.jwts, s.uid)
+	}
 }
 
 // signJWTs asks for a batch in one call. Its error is the call's; a job's own stays with the job.
