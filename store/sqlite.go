@@ -27,6 +27,12 @@ var migrations embed.FS
 // readers bounds the read pool.
 const readers = 8
 
+// CheckURL says whether Open knows a configuration's `store`. It opens nothing.
+func CheckURL(text string) error {
+	_, err := Config{URL: text}.path()
+	return err
+}
+
 // path is the database file of a URL.
 func (c Config) path() (string, error) {
 	scheme, path, _ := strings.Cut(c.URL, ":")

@@ -36,17 +36,26 @@ func Open(uri, dataDir string) (Store, error) { return OpenFor(P256, uri, dataDi
 
 // OpenFor is Open of a Store that makes keys of a kind. What it loads may be of any.
 func OpenFor(kind Kind, uri, dataDir string) (Store, error) {
+	if err := Check(uri); err != nil {
+		return nil, err
+	}
+	if uri == "memory" {
+		return MemoryFor(kind), nil
+	}
+	return DiskFor(kind, filepath.Join(dataDir, "keys"))
+}
+
+// Check says whether Open knows a configuration's `ca.keys`. It opens nothing.
+func Check(uri string) error {
 	scheme, _, isURI := strings.Cut(uri, ":")
 	switch {
-	case uri == "disk":
-		return DiskFor(kind, filepath.Join(dataDir, "keys"))
-	case uri == "memory":
-		return MemoryFor(kind), nil
+	case uri == "disk" || uri == "memory":
+		return nil
 	case isURI && keyServices[scheme]:
-		return nil, fault.New(fault.Invalid, nil, "ca.keys: key service "+scheme+" is not there yet").
+		return fault.New(fault.Invalid, nil, "ca.keys: key service "+scheme+" is not there yet").
 			With(fault.NotThereYet, "set ca.keys to disk or memory")
 	}
-	return nil, fault.New(fault.Invalid, nil, "ca.keys: must be disk, memory or the URI of a key service").
+	return fault.New(fault.Invalid, nil, "ca.keys: must be disk, memory or the URI of a key service").
 		With(fault.BadConfig, "set ca.keys to disk or memory")
 }
 

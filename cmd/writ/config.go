@@ -51,6 +51,19 @@ const notThereYet = "is not there yet: this version does not serve it"
 
 func (p *problems) notYet(key string) { p.add(key, notThereYet) }
 
+// opens adds why whoever opens what a key names would refuse it.
+func (p *problems) opens(key string, err error) {
+	var f *fault.Error
+	if !errors.As(err, &f) {
+		return
+	}
+	what := strings.TrimPrefix(f.What, key+": ")
+	if thing, found := strings.CutSuffix(what, "is not there yet"); found {
+		what = thing + notThereYet
+	}
+	p.add(key, "%s", what)
+}
+
 func (p *problems) trustDomain(name string) {
 	if name == "" {
 		p.add("trust_domain", "is missing: a name like example.org")

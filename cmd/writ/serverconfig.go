@@ -8,6 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/ca/keystore"
+	"github.com/writ-dev/writ/store"
 	"github.com/writ-dev/writ/svid"
 )
 
@@ -108,6 +109,8 @@ func (c serverConfig) problems() problems {
 	}
 	p.socket("admin_socket", c.AdminSocket)
 	p.loopback("metrics", c.Metrics)
+	p.opens("store", store.CheckURL(c.Store))
+	p.opens("ca.keys", keystore.Check(c.CA.Keys))
 	if c.CA.TTL < time.Minute {
 		p.add("ca.ttl", "%s is under a minute", c.CA.TTL)
 	}
