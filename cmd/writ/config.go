@@ -184,7 +184,7 @@ func validateConfig(file string) error {
 		var c devConfig
 		err := readConfig(file, &c)
 		return errors.Join(err, devProblems(c, err == nil).err(file))
-	case hasAny(keys, "listen", "ca", "svid", "store", "name", "audit", "federation", "oidc"):
+	case hasAny(keys, "listen", "addresses", "ca", "svid", "store", "name", "audit", "federation", "oidc") || verifies(keys["attest"]):
 		var c serverConfig
 		if err := readConfig(file, &c); err != nil {
 			return err
@@ -213,6 +213,13 @@ func devProblems(c devConfig, decoded bool) problems {
 		all = append(all, "agent."+p)
 	}
 	return all
+}
+
+// verifies says whether an attest section is a server's.
+func verifies(section any) bool {
+	methods, _ := section.(map[string]any)
+	x509pop, _ := methods["x509pop"].(map[string]any)
+	return hasAny(methods, "join_token") || hasAny(x509pop, "roots")
 }
 
 func hasAny(keys map[string]any, names ...string) bool {
