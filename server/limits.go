@@ -7,7 +7,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// What strangers may cost: attestations a second and at once, from one address and in all.
+// What strangers may cost: attestations a second and at once, from one address, or one IPv6 network, and in all.
 const (
 	perAddress, burstPerAddress = 50, 200
 	inAll, burstInAll           = 500, 1000
@@ -19,15 +19,16 @@ type limits struct {
 	all *rate.Limiter
 
 	mu    sync.Mutex
-	known map[netip.Addr]*rate.Limiter // guarded by mu; begun anew when it is full
+	known map[netip.Prefix]*rate.Limiter // guarded by mu; begun anew when it is full
 }
 
 func newLimits() *limits {
-	return &limits{all: rate.NewLimiter(inAll, burstInAll), known: map[netip.Addr]*rate.Limiter{}}
+	return &limits{all: rate.NewLimiter(inAll, burstInAll), known: map[netip.Prefix]*rate.Limiter{}}
 }
 
 // allow says whether this address may attest now.
-func (l *limits) allow(from netip.Addr) bool {
+func (l *limits) allow(address netip.Addr) bool {
+	from := stranger(address)
 	l.mu.Lock()
 	if len(l.known) >= mostAddresses {
 		clear(l.known)
@@ -39,4 +40,14 @@ func (l *limits) allow(from netip.Addr) bool {
 	}
 	l.mu.Unlock()
 	return one.Allow() && l.all.Allow()
+}
+
+// stranger is an IPv4 address, or the network of an IPv6 one: whoever has one address of a /64 has them all (RFC 4291 section 2.5.4).
+func stranger(address netip.Addr) netip.Prefix {
+	bits := address.BitLen()
+	if address.Is6() {
+		bits = 64
+	}
+	network, _ := address.Prefix(bits) // the zero Prefix for no address
+	return network
 }
