@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/writ-dev/writ/internal/crowd"
 )
 
 // What requests that are not whole yet may take, over all connections. Only a caller that stops in the middle comes near: proxies
@@ -16,18 +18,25 @@ const (
 	frameCost   = 256      // of a frame beside its bytes: a message may come in frames of one byte
 )
 
+// mostConnections may be open: of proxies there are a few for each core of a node, and each keeps a descriptor of the agent's, which
+// workloads need too.
+const mostConnections = 1024
+
 // arrivals counts, over all connections of a server, what came of requests that are not whole yet. gRPC bounds one message and the
 // streams of one connection; one connection may still leave a thousand messages of 4 MiB a byte short for as long as it likes. Once all
 // hold too much, the connection that holds most is ended.
 type arrivals struct {
-	log *slog.Logger
+	log   *slog.Logger
+	crowd *crowd.Crowd // one that asks is not quiet
 
 	mu    sync.Mutex // guards what follows, and all that its connections count
 	total int
 	conns map[*arriving]bool
 }
 
-func newArrivals(log *slog.Logger) *arrivals { return &arrivals{log: log, conns: map[*arriving]bool{}} }
+func newArrivals(log *slog.Logger) *arrivals {
+	return &arrivals{log: log, crowd: crowd.New(mostConnections), conns: map[*arriving]bool{}}
+}
 
 // watched gives connections to arrivals as they are accepted.
 type watched struct {
@@ -37,11 +46,12 @@ type watched struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (w watched) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := w.TransportCredentials.ServerHandshake(conn)
+	member := w.arrivals.crowd.Join(conn)
+	conn, info, err := w.TransportCredentials.ServerHandshake(member)
 	if err != nil {
 		return conn, info, err
 	}
-	c := &arriving{Conn: conn, all: w.arrivals, in: frames{skip: prefaceSize}, streams: map[uint32]int{}}
+	c := &arriving{Conn: conn, member: member, all: w.arrivals, in: frames{skip: prefaceSize}, streams: map[uint32]int{}}
 	w.arrivals.mu.Lock()
 	defer w.arrivals.mu.Unlock()
 	w.arrivals.conns[c] = true
@@ -51,6 +61,7 @@ func (w watched) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo,
 // arriving is a connection whose frames are looked at on their way.
 type arriving struct {
 	net.Conn
+	member  *crowd.Member
 	all     *arrivals
 	in, out frames
 	streams map[uint32]int // that are not whole: what they hold
@@ -110,6 +121,7 @@ func (c *arriving) came(f frame) {
 	case c.streams == nil:
 	case f.ends():
 		c.whole(f)
+		c.member.Stir()
 	case f.kind == headersFrame && !known:
 		c.hold(f.stream, streamCost)
 	case f.kind == dataFrame && known:

@@ -3,9 +3,11 @@ package authz_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,4 +166,39 @@ func TestWholeRequestsHoldNothing(t *testing.T) {
 	case <-s.ended:
 		t.Error("the connection is ended")
 	}
+}
+
+// TestConnectionsAreBounded: connections that ask for nothing, with and without a beginning, keep neither descriptors nor places. Who asks
+// is not the one to go.
+func TestConnectionsAreBounded(t *testing.T) {
+	socket := listening(t)
+	ask := honest(t, socket)
+	ask()
+	const come, stay = 1500, 1023 // beside the one that asks
+	var ended atomic.Int64
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	begun := time.Now()
+	for i := range come {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if i%2 == 0 {
+			conn.Write([]byte(http2.ClientPreface))
+			http2.NewFramer(conn, conn).WriteSettings()
+		}
+		readers.Go(func() { io.Copy(io.Discard, conn); ended.Add(1) })
+		if i%100 == 0 {
+			ask()
+		}
+	}
+	for ended.Load() < come-stay {
+		if time.Since(begun) > 9*time.Second { // one without a beginning is ended after ten, whatever else there is
+			t.Fatalf("%d of %d connections were ended, want %d", ended.Load(), come, come-stay)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	ask()
 }
