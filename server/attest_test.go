@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -365,6 +366,32 @@ func TestStallingStrangerIsCut(t *testing.T) {
 		return io.EOF
 	})
 	strangers.Wait()
+}
+
+// Strangers keep neither a node's connection nor another stranger out.
+func TestStrangersAreBounded(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	f := d.join("web-1").follow()
+	f.next()
+	const come, stay = 1500, 1024
+	var ended atomic.Int64
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	begun := time.Now()
+	for range come {
+		conn := must(net.Dial("tcp", d.address))(t)
+		defer conn.Close()
+		readers.Go(func() { io.Copy(io.Discard, conn); ended.Add(1) })
+	}
+	for ended.Load() < come-stay {
+		if time.Since(begun) > 9*time.Second { // who does not begin TLS is cut after ten
+			t.Fatalf("%d of %d connections were ended, want %d", ended.Load(), come, come-stay)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	d.join("web-2")
+	f.reach(d.apply(entry("orders")))
 }
 
 func TestRandomBytesHurtNobody(t *testing.T) {

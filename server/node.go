@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/x509"
+	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
+	"github.com/writ-dev/writ/internal/crowd"
 	"github.com/writ-dev/writ/internal/fault"
 )
 
@@ -26,7 +28,7 @@ type nodeAPI struct {
 // NodeAPI is a gRPC server that speaks the node API over TLS 1.3, health included. The caller serves and stops it.
 func (s *Server) NodeAPI() *grpc.Server {
 	g := grpc.NewServer(append(s.interceptors(),
-		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
+		grpc.Creds(&doorkeeper{credentials.NewTLS(s.tlsConfig()), crowd.New(mostStrangers)}),
 		grpc.MaxRecvMsgSize(1<<20),
 		grpc.MaxConcurrentStreams(100),
 		grpc.MaxHeaderListSize(16<<10),
@@ -37,6 +39,25 @@ func (s *Server) NodeAPI() *grpc.Server {
 	nodev1.RegisterNodeServer(g, &nodeAPI{Server: s})
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	return g
+}
+
+// mostStrangers may be connected who have shown no agent SVID: some 50 KiB each. To attest takes a tenth of a second.
+const mostStrangers = 1024
+
+// doorkeeper counts who has shown no agent SVID.
+type doorkeeper struct {
+	credentials.TransportCredentials
+	strangers *crowd.Crowd
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (d *doorkeeper) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	stranger := d.strangers.Join(conn)
+	secured, info, err := d.TransportCredentials.ServerHandshake(stranger)
+	if tls, ok := info.(credentials.TLSInfo); err == nil && ok && len(tls.State.PeerCertificates) > 0 { // the handshake verified them
+		stranger.Leave()
+	}
+	return secured, info, err
 }
 
 // caller is the node behind the client certificate, if it may ask for anything now.

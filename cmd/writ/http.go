@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/writ-dev/writ/internal/crowd"
 )
 
 // health is what /healthz shows. Live is that it answers at all; ready, that the process can do its job now.
@@ -29,6 +31,9 @@ type policyHealth struct {
 // healthCheck finds the present health.
 type healthCheck func() health
 
+// mostAsking connections may be open: scrapers and probes are a handful, and each keeps a descriptor that workloads need too.
+const mostAsking = 64
+
 // serveHTTP serves /metrics, /healthz and /readyz on a loopback address until ctx ends. It only answers, and changes nothing.
 func serveHTTP(ctx context.Context, l net.Listener, metrics prometheus.Gatherer, check healthCheck) error {
 	mux := http.NewServeMux()
@@ -44,7 +49,7 @@ func serveHTTP(ctx context.Context, l net.Listener, metrics prometheus.Gatherer,
 	})
 	s := &http.Server{Handler: sameOrigin(l.Addr(), mux), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-	return serveUntil(ctx, s, func() error { return s.Serve(l) })
+	return serveUntil(ctx, s, func() error { return s.Serve(crowd.Listen(l, mostAsking)) })
 }
 
 // serveUntil runs serve, which serves s, until ctx ends; calls under way have a second then.
