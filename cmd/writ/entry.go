@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/writ-dev/writ/api/adminv1"
 	"github.com/writ-dev/writ/api/registrationv1"
+	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/registration"
 	"github.com/writ-dev/writ/svid"
 )
@@ -260,6 +262,10 @@ func newEntryWaitCommand() *cobra.Command {
 				ctx, cancel := context.WithTimeout(ctx, timeout)
 				defer cancel()
 				answer, err := admin.WaitRevision(ctx, &adminv1.WaitRevisionRequest{Revision: revision})
+				if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+					return fault.New(fault.Unreachable, nil, fmt.Sprintf("after %s not every connected agent has that revision", timeout)).
+						With("", "writ node list   # the revision that each has")
+				}
 				if err != nil {
 					return err
 				}
