@@ -313,7 +313,7 @@ func TestServesWhileTheServerIsAwayAndComesBack(t *testing.T) {
 	}
 	server.Start()
 	server.Apply(entry("new", "alice"))
-	next(t, s, "the new entry", holds("new", "web"))
+	next(t, s, "the new entry", holds("web", "new"))
 	server.Lock()
 	defer server.Unlock()
 	if last := server.Opened[len(server.Opened)-1]; last == 0 {
@@ -484,7 +484,7 @@ func TestForgottenNodeAttestsAnew(t *testing.T) {
 	server.Unlock()
 	server.Start()
 	server.Apply(entry("new", "alice"))
-	next(t, s, "the new entry", holds("new", "web"))
+	next(t, s, "the new entry", holds("web", "new"))
 }
 
 func TestExpiredAgentAttestsAnew(t *testing.T) {
@@ -526,7 +526,7 @@ func TestDigestThatDoesNotFitCostsOneSnapshot(t *testing.T) {
 	server.Bend = func(m *nodev1.SyncResponse) { m.Changes = nil; server.Bend = nil } // a change gets lost
 	server.Unlock()
 	server.Apply(entry("lost", "alice"))
-	next(t, s, "what was lost", holds("lost", "web"))
+	next(t, s, "what was lost", holds("web", "lost"))
 	if n := server.Count(func() int { return server.Signed["web"] }); n != 1 {
 		t.Errorf("the snapshot had web signed %d times", n)
 	}
@@ -606,8 +606,8 @@ func TestCallerIsAttestedOncePerConnection(t *testing.T) {
 	gold := entry("gold", "alice")
 	gold.Match = []string{"unix:tier:gold"}
 	server.Apply(gold)
-	next(t, s, "the identity of an entry that asks for what no entry asked for", holds("gold", "web"))
-	next(t, subscribe(t, a, connection), "the same for a caller that was known", holds("gold", "web"))
+	next(t, s, "the identity of an entry that asks for what no entry asked for", holds("web", "gold"))
+	next(t, subscribe(t, a, connection), "the same for a caller that was known", holds("web", "gold"))
 }
 
 func TestUnavailableUntilTheEntriesAreKnown(t *testing.T) {

@@ -108,7 +108,7 @@ func (x *index) remove(r *record) {
 	}
 }
 
-// match gives the records that these selectors satisfy, by name. registration.Match is the rule.
+// match gives the records that these selectors satisfy, in order. registration.Match is the rule.
 func (x *index) match(workload []attest.Selector) []*record {
 	under := map[string]*record{}
 	var candidates []registration.Entry
@@ -350,6 +350,12 @@ func (c *cache) setEntry(e registration.Entry, touched map[*share]struct{}) {
 	default:
 		c.index.remove(r)
 		c.adjust(r, e)
+		if r.entry.Created != e.Created { // it went and came back in one delta, and has another place now
+			for s := range r.watchers {
+				c.unwatch(s, r)
+				touched[s] = struct{}{}
+			}
+		}
 	}
 	r.entry = e
 	c.index.add(r)

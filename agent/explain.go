@@ -147,7 +147,7 @@ func (c *cache) nearest(workload []attest.Selector, n int) []registration.Near {
 	return registration.Nearest(c.copied(), workload, n)
 }
 
-// explain says how far the SVIDs of the matching entries are, by entry name.
+// explain says how far the SVIDs of the matching entries are, in the order of registration.Match.
 func (c *cache) explain(workload []attest.Selector, status Status, now time.Time) []MatchedEntry {
 	c.mu.RLock()
 	defer c.mu.RUnlock()

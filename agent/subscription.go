@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -108,7 +107,7 @@ func (s *Subscription) calm() {
 type share struct {
 	subscription *Subscription
 	selectors    []attest.Selector
-	matched      []*record // by entry name
+	matched      []*record // as registration.Match orders them
 
 	mu   sync.Mutex
 	seen *holding // what the subscriber looked at last, nil before it did; guarded by mu
@@ -170,10 +169,10 @@ func (c *cache) unsubscribe(s *share) {
 }
 
 func (c *cache) watch(s *share, r *record) {
-	at, there := slices.BinarySearchFunc(s.matched, r.entry.Name, func(r *record, name string) int { return strings.Compare(r.entry.Name, name) })
-	if there {
+	if _, there := r.watchers[s]; there {
 		return
 	}
+	at, _ := slices.BinarySearchFunc(s.matched, r, func(a, b *record) int { return a.entry.Compare(b.entry) })
 	s.matched = slices.Insert(s.matched, at, r)
 	if r.watchers == nil {
 		r.watchers = map[*share]struct{}{}

@@ -14,9 +14,9 @@ import (
 type View struct {
 	Known   bool // the entries are known; false only before the first full sync, and once the subscription has ended
 	Pending bool // entitled to at least one identity whose SVID is still being signed
-	// Identities are ordered by the name of their entry. The order holds over every update and restart, so the default identity,
-	// which is the first, changes only when an entry whose name sorts before it comes or goes. Of several entries with the same
-	// hint only the first keeps it.
+	// Identities are ordered as registration.Match orders them, by the age of their entry. The order holds over every update and restart,
+	// so the default identity, which is the first, changes only when its own entry goes. Of several entries with the same hint only the
+	// first keeps it.
 	Identities []Identity
 	Bundles    []Bundle // the own trust domain's first, then those that these entries federate with, by name
 }

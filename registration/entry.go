@@ -24,6 +24,7 @@ type Entry struct {
 	FederatesWith []spiffeid.TrustDomain
 	Expires       time.Time // zero: never
 	Revision      uint64    // of the registry when it last changed; 0 before it was stored
+	Created       uint64    // of the registry when it was created; 0 before it was stored
 }
 
 // Grant is a workload's right to one SPIFFE ID, and the entry it comes from: signing requests carry both.

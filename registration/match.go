@@ -15,21 +15,28 @@ import (
 // Match is the whole rule: a workload may hold the SPIFFE ID of each entry whose every match selector it has. The caller hands in
 // the entries that its node may serve (OnNode) and that have not expired.
 //
-// Grants come by entry name, whatever the order of the entries: the first is the workload's default identity, which must not flip
-// between two calls (ruling R8).
+// Grants come in the order of Compare: the first is the workload's default identity, which no entry that is added or changed later may
+// flip (ruling R8).
 func Match(entries []Entry, workload []attest.Selector) []Grant {
 	has := setOf(workload)
-	var grants []Grant
+	var granting []Entry
 	for _, e := range entries {
 		// An entry without match selectors never came through Parse; it must not match everything here.
 		if len(e.Match) > 0 && has.all(e.Match) {
-			grants = append(grants, Grant{Entry: e.Name, ID: e.ID})
+			granting = append(granting, e)
 		}
 	}
-	slices.SortFunc(grants, func(a, b Grant) int {
-		return cmp.Or(cmp.Compare(a.Entry, b.Entry), cmp.Compare(a.ID.String(), b.ID.String()))
-	})
+	slices.SortFunc(granting, Entry.Compare)
+	grants := make([]Grant, len(granting))
+	for i, e := range granting {
+		grants[i] = Grant{Entry: e.Name, ID: e.ID}
+	}
 	return grants
+}
+
+// Compare orders entries by age, the oldest first, and by name where a batch created several.
+func (e Entry) Compare(f Entry) int {
+	return cmp.Or(cmp.Compare(e.Created, f.Created), cmp.Compare(e.Name, f.Name))
 }
 
 // OnNode says whether a node of that agent ID with these selectors may serve the entry.
@@ -43,7 +50,7 @@ func (e Entry) OnNode(id spiffeid.ID, selectors []attest.Selector) bool {
 // Expired says whether the entry's time is over.
 func (e Entry) Expired(now time.Time) bool { return !e.Expires.IsZero() && !now.Before(e.Expires) }
 
-// Equal says whether applying f over e would change nothing: the revision does not count.
+// Equal says whether applying f over e would change nothing: the revisions do not count.
 func (e Entry) Equal(f Entry) bool {
 	return e.Name == f.Name && e.ID == f.ID && e.Any == f.Any && e.TTL == f.TTL && e.JWTTTL == f.JWTTTL && e.Hint == f.Hint &&
 		e.Expires.Equal(f.Expires) && slices.Equal(e.Where, f.Where) && slices.Equal(e.Match, f.Match) &&

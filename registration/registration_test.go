@@ -74,11 +74,20 @@ func TestMatchNeedsEverySelector(t *testing.T) {
 	}
 }
 
+// Who came first stays first, whatever is added or changed later.
 func TestMatchOrderNeverFlips(t *testing.T) {
-	entries := []registration.Entry{named(t, "b", "unix:uid:1"), named(t, "a", "unix:uid:1"), named(t, "c", "unix:uid:1"), named(t, "x", "unix:uid:2")}
-	want := []registration.Grant{{Entry: "a", ID: id("spiffe://example.org/a")}, {Entry: "b", ID: id("spiffe://example.org/b")},
-		{Entry: "c", ID: id("spiffe://example.org/c")}}
-	for range 4 {
+	var entries []registration.Entry
+	for name, created := range map[string]uint64{"b": 1, "d": 2, "a": 3, "c": 3} {
+		e := named(t, name, "unix:uid:1")
+		e.Created, e.Revision = created, 9
+		entries = append(entries, e)
+	}
+	entries = append(entries, named(t, "x", "unix:uid:2"))
+	var want []registration.Grant
+	for _, name := range []string{"b", "d", "a", "c"} {
+		want = append(want, registration.Grant{Entry: name, ID: id("spiffe://example.org/" + name)})
+	}
+	for range 5 {
 		if diff := cmp.Diff(want, registration.Match(entries, selectors(t, "unix:uid:1")), compareIDs); diff != "" {
 			t.Error(diff)
 		}

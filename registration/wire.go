@@ -18,7 +18,7 @@ import (
 func ToWire(e Entry) *registrationv1.Entry {
 	w := &registrationv1.Entry{
 		Name: e.Name, SpiffeId: e.ID.String(), Where: texts(e.Where), Any: e.Any, Match: texts(e.Match),
-		Dns: slices.Clone(e.DNS), Hint: e.Hint, FederatesWith: texts(e.FederatesWith), Revision: e.Revision,
+		Dns: slices.Clone(e.DNS), Hint: e.Hint, FederatesWith: texts(e.FederatesWith), Revision: e.Revision, Created: e.Created,
 	}
 	if e.TTL != 0 {
 		w.Ttl = durationpb.New(e.TTL)
@@ -35,7 +35,8 @@ func ToWire(e Entry) *registrationv1.Entry {
 // FromWire reads the wire form, and refuses what is wrong wherever the entry is served. The error is fault.Invalid and lists
 // every reason.
 func FromWire(w *registrationv1.Entry) (Entry, error) {
-	r := wireReader{entry: Entry{Name: w.GetName(), Any: w.GetAny(), DNS: slices.Clone(w.GetDns()), Hint: w.GetHint(), Revision: w.GetRevision()}}
+	r := wireReader{entry: Entry{Name: w.GetName(), Any: w.GetAny(), DNS: slices.Clone(w.GetDns()), Hint: w.GetHint(),
+		Revision: w.GetRevision(), Created: w.GetCreated()}}
 	e := &r.entry
 	if w.GetSpiffeId() != "" {
 		e.ID = read(&r, "id", w.GetSpiffeId(), svid.ParseID)

@@ -176,6 +176,9 @@ func (t *tx) put(e registration.Entry, owner string) (registration.EntryChange, 
 	if e.Revision, err = t.revise(); err != nil {
 		return registration.EntryChange{}, err
 	}
+	if e.Created = e.Revision; found {
+		e.Created = old.Created
+	}
 	body, err := proto.Marshal(registration.ToWire(e))
 	if err != nil {
 		return registration.EntryChange{}, err

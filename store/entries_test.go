@@ -22,6 +22,7 @@ func entryRules() []rule {
 		{"one refused entry refuses the batch and changes nothing", applyIsAllOrNothing},
 		{"applying again changes nothing", applyIsIdempotent},
 		{"an update says what was there before", updateSaysBefore},
+		{"an entry keeps its age until it is deleted", entriesKeepTheirAge},
 		{"prune takes only what the same owner applied last", pruneTakesOwn},
 		{"a dry run says what would change and changes nothing", dryRunChangesNothing},
 		{"an entry is deleted by its name, all of a SPIFFE ID by that", deleteByNameAndID},
@@ -86,6 +87,28 @@ func (h *house) names() (names []string) {
 		names = append(names, e.Name)
 	}
 	return names
+}
+
+func entriesKeepTheirAge(h *house) {
+	age := func(want map[string]uint64) {
+		h.Helper()
+		got := map[string]uint64{}
+		for _, e := range h.state().Entries {
+			got[e.Name] = e.Created
+		}
+		h.same("age", got, want)
+	}
+	a, b := entry("a"), entry("b")
+	b.Created = 99 // whoever applies has no say
+	h.apply(registration.Batch{Entries: []registration.Entry{a}})
+	h.apply(registration.Batch{Entries: []registration.Entry{b}})
+	a.Hint = "new"
+	h.apply(registration.Batch{Entries: []registration.Entry{a}})
+	age(map[string]uint64{"a": 1, "b": 2})
+	h.reopen()
+	h.apply(registration.Batch{Delete: []string{"a"}})
+	h.apply(registration.Batch{Entries: []registration.Entry{a, b}})
+	age(map[string]uint64{"a": h.state().At.Number, "b": 2})
 }
 
 func applyIsOneRevision(h *house) {

@@ -367,7 +367,10 @@ func (a *Authority) Change(changes ...*nodev1.Change) {
 	revision := uint64(len(a.log) + 1)
 	for _, c := range changes {
 		if e := c.GetEntry(); e != nil {
-			e.Revision = revision
+			e.Revision, e.Created = revision, revision
+			if old := a.entries[e.GetName()]; old != nil {
+				e.Created = old.Created
+			}
 			a.entries[e.GetName()] = e
 		}
 		delete(a.entries, c.GetEntryRemoved())

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-dev/writ/agent/agenttest"
+	"github.com/writ-dev/writ/api/nodev1"
 	"github.com/writ-dev/writ/attest"
 )
 
@@ -71,10 +72,10 @@ func TestWAPI_05_EachCallerGetsItsOwn(t *testing.T) {
 	n.server.Apply(entry("one", one.Path), entry("two", two.Path))
 	n.server.Apply(entry("both"))
 	agenttest.Await(t, "the entries", func() bool { return n.agent.Status().SVIDs == 3 })
-	if got := names(until(svids(t, one.Conn), 2)); !cmp.Equal(got, []string{"both", "one"}) {
+	if got := names(until(svids(t, one.Conn), 2)); !cmp.Equal(got, []string{"one", "both"}) {
 		t.Errorf("the first holds %v", got)
 	}
-	if got := names(until(svids(t, two.Conn), 2)); !cmp.Equal(got, []string{"both", "two"}) {
+	if got := names(until(svids(t, two.Conn), 2)); !cmp.Equal(got, []string{"two", "both"}) {
 		t.Errorf("the second holds %v", got)
 	}
 }
@@ -218,7 +219,7 @@ func TestWAPI_34_CLIENT_13_OrderIsStable(t *testing.T) {
 	n.server.Apply(entry("c"))
 	n.server.Apply(entry("a"))
 	n.start()
-	want := []string{"a", "b", "c"}
+	want := []string{"b", "c", "a"} // by age
 	conn := agenttest.Dial(t, n.path)
 	for range 20 {
 		if got := names(svids(t, conn).next()); !cmp.Equal(got, want) {
@@ -231,7 +232,7 @@ func TestWAPI_34_CLIENT_13_OrderIsStable(t *testing.T) {
 		n.server.Lock()
 		n.server.Refuse = func(name string) bool { // at the first asking, so that the default is signed last
 			refusals[name]++
-			return name == "a" && refusals[name] == 1
+			return name == "b" && refusals[name] == 1
 		}
 		n.server.Unlock()
 		n.start()
@@ -247,6 +248,14 @@ func TestWAPI_34_CLIENT_13_OrderIsStable(t *testing.T) {
 		if got := names(w.next()); !cmp.Equal(got, want) {
 			t.Errorf("after an update it holds %v", got)
 		}
+	}
+	n.server.Apply(entry("0"))
+	if got := names(w.next()); !cmp.Equal(got, append(want, "0")) {
+		t.Errorf("with one entry more it holds %v", got)
+	}
+	n.server.Change(&nodev1.Change{Kind: &nodev1.Change_EntryRemoved{EntryRemoved: "b"}}, &nodev1.Change{Kind: &nodev1.Change_Entry{Entry: entry("b")}})
+	if got, want := names(w.next()), []string{"c", "a", "0", "b"}; !cmp.Equal(got, want) {
+		t.Errorf("once its first went and came back it holds %v", got)
 	}
 }
 

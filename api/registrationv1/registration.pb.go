@@ -40,6 +40,7 @@ type Entry struct {
 	FederatesWith []string               `protobuf:"bytes,10,rep,name=federates_with,json=federatesWith,proto3" json:"federates_with,omitempty"` // trust domain names
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=expires,proto3" json:"expires,omitempty"`
 	Revision      uint64                 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"` // of the registry when the entry last changed; set by the server
+	Created       uint64                 `protobuf:"varint,13,opt,name=created,proto3" json:"created,omitempty"`   // of the registry when the entry was created; set by the server. The oldest is a workload's default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -158,11 +159,18 @@ func (x *Entry) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Entry) GetCreated() uint64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
 var File_registrationv1_registration_proto protoreflect.FileDescriptor
 
 const file_registrationv1_registration_proto_rawDesc = "" +
 	"\n" +
-	"!registrationv1/registration.proto\x12\x14writ.registration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x02\n" +
+	"!registrationv1/registration.proto\x12\x14writ.registration.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x03\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x14\n" +
@@ -176,7 +184,8 @@ const file_registrationv1_registration_proto_rawDesc = "" +
 	"\x0efederates_with\x18\n" +
 	" \x03(\tR\rfederatesWith\x124\n" +
 	"\aexpires\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1a\n" +
-	"\brevision\x18\f \x01(\x04R\brevisionB-Z+github.com/writ-dev/writ/api/registrationv1b\x06proto3"
+	"\brevision\x18\f \x01(\x04R\brevision\x12\x18\n" +
+	"\acreated\x18\r \x01(\x04R\acreatedB-Z+github.com/writ-dev/writ/api/registrationv1b\x06proto3"
 
 var (
 	file_registrationv1_registration_proto_rawDescOnce sync.Once
