@@ -10,8 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
-
+	"github.com/writ-dev/writ/internal/crowd"
 	"github.com/writ-dev/writ/internal/durable"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/server"
@@ -57,12 +56,12 @@ func (d *serverDaemon) oidc() (*server.OIDC, error) {
 	return out, nil
 }
 
-// mostOIDC bounds the connections of strangers: one more waits until another ends.
+// mostOIDC bounds the connections of strangers: where one more comes, the oldest ends.
 const mostOIDC = 256
 
 // serveOIDC serves until ctx ends.
 func (d *serverDaemon) serveOIDC(ctx context.Context, s *http.Server) error {
-	return serveUntil(ctx, s, func() error { return s.ServeTLS(netutil.LimitListener(d.oidcAt, mostOIDC), "", "") })
+	return serveUntil(ctx, s, func() error { return s.ServeTLS(crowd.Listen(d.oidcAt, mostOIDC), "", "") })
 }
 
 // certificateFiles is a certificate that others renew in place.

@@ -80,6 +80,22 @@ func TestOIDCUnderTheServersOwnCertificate(t *testing.T) {
 	}
 }
 
+// A cloud asks once in five minutes; whoever holds hundreds of connections must not keep it out.
+func TestOIDCAnswersBesideIdleConnections(t *testing.T) {
+	issuer, root := runIssuer(t, oidcConfig{})
+	for range 600 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(issuer, "https://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	begun := time.Now()
+	if _, err := keysFrom(issuer, root); err != nil || time.Since(begun) > 5*time.Second { // idle ones are ended after ten
+		t.Errorf("answered after %s: %v", time.Since(begun), err)
+	}
+}
+
 // publicCertificate writes a self-signed certificate for localhost as a public CA's client would, and gives it.
 func publicCertificate(t *testing.T, c oidcConfig, serial int64) *x509.Certificate {
 	t.Helper()
