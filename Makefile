@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CGO_ENABLED ?= 0
 export GOFLAGS ?=
 
-RACE := ./internal/durable ./internal/fault ./internal/strictyaml ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
+RACE := ./internal/crowd ./internal/durable ./internal/fault ./internal/strictyaml ./svid/... ./attest/... ./registration/... ./ca/... ./store/... ./audit/... ./server/... ./agent/... ./authz/...
 
 # Test runs keep one certificate of each shape that they issue, to be linted at their end.
 SHAPES := $(CURDIR)/.cache/shapes
