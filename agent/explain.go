@@ -34,6 +34,7 @@ type Explanation struct {
 	Code        fault.Code     `json:"code,omitempty"` // why it holds nothing, empty where it holds an SVID or is about to
 	Matches     []MatchedEntry `json:"matches"`
 	Nearest     []NearEntry    `json:"nearest"`
+	Remedy      *Remedy        `json:"remedy,omitempty"` // where no entry gives it an identity
 }
 
 // MatchedEntry is an entry that the process matches, and the state of its SVID.
@@ -101,7 +102,10 @@ func (a *Agent) Explain(s Sighting) Explanation {
 		}
 		e.Nearest = append(e.Nearest, n)
 	}
-	e.Code = e.verdict()
+	if e.Code = e.verdict(); e.Code == fault.NoIdentity {
+		remedy := a.remedy(s)
+		e.Remedy = &remedy
+	}
 	return e
 }
 

@@ -132,6 +132,55 @@ func TestSuggestKnowsWhatTheNodeHolds(t *testing.T) {
 	}
 }
 
+// What a process without an identity is told to type is tried before: what it names is what is suggested and not refused.
+func TestRemedyIsNotRefused(t *testing.T) {
+	const uid, carol = "unix:uid:7", "unix:path:/bin/carol"
+	for _, row := range []struct {
+		name  string
+		plain bool // the node has no selectors
+		found []string
+		want  agent.Remedy
+	}{
+		{"a binary of its own", false, []string{uid, "unix:path:/bin/dan"}, agent.Remedy{Fix: "writ entry suggest --pid 1 | writ entry apply -f -"}},
+		{"its name is another's", false, []string{uid, carol}, agent.Remedy{Fix: "writ entry suggest --pid 1 --path /NAME | writ entry apply -f -",
+			Why: []string{`the SPIFFE ID that the executable's name suggests, spiffe://example.org/carol, is given by entry "carol"`}}},
+		{"a node that nothing tells from others", true, []string{uid, "unix:path:/bin/dan"}, agent.Remedy{
+			Fix: "writ entry suggest --pid 1 --any | writ entry apply -f -", Or: "join the node anew with a token that names it: writ token create --node NAME",
+			Why: []string{"nothing tells this node from others: it has no selectors, so the entry would hold on every node"}}},
+		{"both", true, []string{uid, carol}, agent.Remedy{
+			Fix: "writ entry suggest --pid 1 --any --path /NAME | writ entry apply -f -", Or: "join the node anew with a token that names it: writ token create --node NAME",
+			Why: []string{"nothing tells this node from others: it has no selectors, so the entry would hold on every node",
+				`the SPIFFE ID that the executable's name suggests, spiffe://example.org/carol, is given by entry "carol"`}}},
+		{"nobody", true, []string{"unix:path:/bin/dan"}, agent.Remedy{Fix: "run it under a user of its own, one that this node knows",
+			Why: []string{"the process has no user that this node knows, so nothing safe tells it from others",
+				"uid 65534 (nobody) is what the kernel shows for every user that has no number here, so it is never a selector"}}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			server := started(t)
+			if row.plain {
+				server.Selectors = nil
+			}
+			server.Apply(entry("carol", "bob"))
+			c := config(t, server)
+			var found fixed
+			for _, text := range row.found {
+				s, err := attest.ParseSelector(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				found = append(found, s)
+			}
+			c.Workload = []attest.WorkloadAttestor{found}
+			a, _ := agenttest.Run(t, c)
+			subscribe(t, a, newProcess(1))
+			got := a.Explain(seen(t, a, numbered{newProcess(1), 1, "/x"}))
+			if diff := cmp.Diff(&row.want, got.Remedy); diff != "" {
+				t.Fatalf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // journal is a log that a test reads.
 type journal struct {
 	mu   sync.Mutex
@@ -186,7 +235,9 @@ func TestNoIdentityIsExplainedInTheLog(t *testing.T) {
 	lines := log.lines(t)
 	want := map[string]any{"code": "P2004", "peer_pid": 4711.0, "peer_uid": 1.0, "peer_path": "/opt/\x1b[2Jweb", "selectors": "unix:user:alice", "entry": "web",
 		"spiffe_id": "spiffe://example.org/web", "missing": "unix:sha256:00 (it has none of that kind), unix:user:bob (it has unix:user:alice)",
-		"fix": "writ entry suggest --pid 4711 | writ entry apply -f -", "msg": "no identity issued", "level": "INFO"}
+		"why": "the process has no user that this node knows, so nothing safe tells it from others; " +
+			"uid 65534 (nobody) is what the kernel shows for every user that has no number here, so it is never a selector",
+		"fix": "run it under a user of its own, one that this node knows", "msg": "no identity issued", "level": "INFO"}
 	ofTime := cmpopts.IgnoreMapEntries(func(key string, _ any) bool { return key == "time" })
 	if diff := cmp.Diff(want, lines[len(lines)-1], ofTime); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

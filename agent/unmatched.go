@@ -114,7 +114,11 @@ func (a *Agent) sayUnmatched(ctx context.Context, s Sighting) {
 		}
 		facts = append(facts, "entry", near[0].Entry.Name, "spiffe_id", near[0].Entry.ID.String(), "missing", strings.Join(missing, ", "))
 	}
-	a.log.InfoContext(ctx, "no identity issued", append(facts, "fix", fmt.Sprintf("writ entry suggest --pid %d | writ entry apply -f -", p.PID))...)
+	remedy := a.remedy(s)
+	if len(remedy.Why) > 0 {
+		facts = append(facts, "why", strings.Join(remedy.Why, "; "))
+	}
+	a.log.InfoContext(ctx, "no identity issued", append(facts, "fix", remedy.Fix)...)
 }
 
 // has is what a process has in the place of what is missing.

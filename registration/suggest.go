@@ -100,7 +100,8 @@ func (s *Suggestion) match(workload []attest.Selector) error {
 	uid, there := find(workload, "uid")
 	if !there {
 		return fault.New(fault.Invalid, nil, "the process has no user that this node knows, so nothing safe tells it from others").
-			Because("it may be in a user namespace that does not map its user").With(fault.BadEntry, "run it as a user of the node")
+			Because("uid 65534 (nobody) is what the kernel shows for every user that has no number here, so it is never a selector").
+			With(fault.BadEntry, "run it under a user of its own, one that this node knows")
 	}
 	s.Entry.Match = []attest.Selector{uid}
 	if file, there := find(workload, "path"); there {

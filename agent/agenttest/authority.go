@@ -66,6 +66,7 @@ type Authority struct {
 	acked      uint64
 	Proofs     int                        // Attest streams that came to a proof
 	LoseProof  bool                       // commit the next proof and lose the answer
+	Selectors  []string                   // of every node; set before one joins
 	Bend       func(*nodev1.SyncResponse) // applied to each delta
 	Refuse     func(entry string) bool    // says whether to refuse to sign for an entry now
 
@@ -85,7 +86,7 @@ type Node struct {
 func New(t *testing.T, domain string) *Authority {
 	t.Helper()
 	a := &Authority{t: t, domain: domain, Nodes: map[string]*Node{}, entries: map[string]*registrationv1.Entry{}, facts: map[string]*nodev1.Identity{}, moved: make(chan struct{}),
-		TTL: time.Hour, AgentTTL: time.Hour, Signed: map[string]int{}, JWTTTL: 5 * time.Minute, SignedJWTs: map[string]int{}}
+		TTL: time.Hour, AgentTTL: time.Hour, Selectors: []string{"test:name:node"}, Signed: map[string]int{}, JWTTTL: 5 * time.Minute, SignedJWTs: map[string]int{}}
 	a.jwtKeys = []jwtKey{a.newJWTKey()}
 	rootKey := newKey(t)
 	a.Root = a.certify(nil, rootKey, &rootKey.PublicKey, ca(domain, "root"))
@@ -293,7 +294,7 @@ func (a *Authority) judge(hello *nodev1.Hello, p *nodev1.Proof, b attest.Binding
 	lost := a.LoseProof
 	a.LoseProof = false
 	admission := &nodev1.Admission{AgentId: id, Certificates: [][]byte{c.Raw, a.Issuing.Raw}, Generation: row.generation, Reattestable: true,
-		Selectors: []string{"test:name:node"}}
+		Selectors: a.Selectors}
 	if len(p.GetEvidence()) > 0 {
 		admission.Sync = []*nodev1.SyncResponse{a.snapshot()}
 	}

@@ -85,14 +85,28 @@ func TestExplanationReads(t *testing.T) {
 		{"pending", match(agent.Pending, ""), "identities\n  spiffe://a/web   (entry web, revision 3)   pending: it says so\n"},
 		{"ended", func(e *explained) { match(agent.Ended, "")(e); e.Matches[0].NotAfter = now.Add(-time.Hour) },
 			"identities\n  spiffe://a/web   (entry web, revision 3)   ended 1h0m0s ago: it says so\n"},
-		{"expired", match(agent.Expired, fault.NoIdentity), "identities\n  spiffe://a/web   (entry web, revision 3)   expired: it says so\n" +
+		{"expired", func(e *explained) {
+			match(agent.Expired, fault.NoIdentity)(e)
+			e.Remedy = &agent.Remedy{Fix: "apply it with a later `expires`, or without"}
+		}, "identities\n  spiffe://a/web   (entry web, revision 3)   expired: it says so\n" +
 			"no identity (P2004): every entry that matches has expired\n  fix:  apply it with a later `expires`, or without\n  more: writ explain error P2004\n"},
 		{"an agent that starts", func(e *explained) { e.Code, e.Degraded = fault.AgentStarting, "banned" },
 			"no identity (P2005): the agent does not know its entries yet\n  fix:  see what /healthz of the agent waits for; connected to a server: false; banned\n  more: writ explain error P2005\n"},
-		{"a node without entries", func(e *explained) { e.Code, e.Revision, e.Node = fault.NoIdentity, 9, []string{"join_token:name:x"} },
+		{"a node without entries", func(e *explained) {
+			e.Code, e.Revision, e.Node = fault.NoIdentity, 9, []string{"join_token:name:x"}
+			e.Remedy = &agent.Remedy{Fix: "writ entry suggest --pid 7 | writ entry apply -f -"}
+		},
 			"no identity (P2004): no entry of this node matches (0 at revision 9)\n" +
 				"  entries for other nodes are not known here; this node's selectors are: join_token:name:x\n" +
 				"  fix:  writ entry suggest --pid 7 | writ entry apply -f -\n  more: writ explain error P2004\n"},
+		{"what cannot be suggested", func(e *explained) {
+			e.Code = fault.NoIdentity
+			e.Nearest = []agent.NearEntry{{Entry: "web", SPIFFEID: "spiffe://a/web", Missing: []agent.MissingSelector{{Want: "unix:uid:9"}}}}
+			e.Remedy = &agent.Remedy{Why: []string{"it has no user"}, Fix: "run it otherwise", Or: "or so"}
+		},
+			"no identity (P2004): no entry of this node matches (0 at revision 0)\nnearest entry: spiffe://a/web   (entry web, revision 0)\n" +
+				"    missing  unix:uid:9   the process has nothing of that kind\n  it has no user\n" +
+				"  fix:  make the process what the entry says, change the entry, or run it otherwise\n  or:   or so\n  more: writ explain error P2004\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var out strings.Builder

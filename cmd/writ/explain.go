@@ -126,7 +126,7 @@ func printExplanation(w io.Writer, e explained, now time.Time) {
 func printNearest(out lines, e explained) {
 	if len(e.Matches) > 0 {
 		out.add("no identity (%s): every entry that matches has expired", fault.NoIdentity)
-		out.add("  fix:  apply it with a later `expires`, or without")
+		printRemedy(out, "", e.Remedy)
 		return
 	}
 	out.add("no identity (%s): no entry of this node matches (%d at revision %d)", fault.NoIdentity, e.Entries, e.Revision)
@@ -146,12 +146,28 @@ func printNearest(out lines, e explained) {
 	if len(e.Nearest) == 0 {
 		out.add("  entries for other nodes are not known here; this node's selectors are: %s", firstOf(strings.Join(e.Node, ", "), "none"))
 	}
-	suggest := fmt.Sprintf("writ entry suggest --pid %d | writ entry apply -f -", e.PID)
+	first := ""
 	if len(e.Nearest) > 0 {
-		out.add("  fix:  make the process what the entry says, change the entry, or add one:   %s", suggest)
+		first = "make the process what the entry says, change the entry, or "
+	}
+	printRemedy(out, first, e.Remedy)
+}
+
+// printRemedy says what to do, after what may be done first.
+func printRemedy(out lines, first string, r *agent.Remedy) {
+	if r == nil { // an older agent
 		return
 	}
-	out.add("  fix:  %s", suggest)
+	for _, why := range r.Why {
+		out.add("  %s", why)
+	}
+	if first != "" && strings.HasPrefix(r.Fix, "writ ") {
+		first += "add one:   "
+	}
+	out.add("  fix:  %s%s", first, r.Fix)
+	if r.Or != "" {
+		out.add("  or:   %s", r.Or)
+	}
 }
 
 // stateText is how far the SVID of a matching entry is.
