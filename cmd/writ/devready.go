@@ -198,7 +198,7 @@ func (f *entryFile) apply(ctx context.Context, talk io.Writer) error {
 	if err != nil {
 		return err
 	}
-	entries, err := readEntries(nil, f.path, domain)
+	entries, err := registration.ReadPath(f.path, domain) // an empty file means none
 	if err != nil {
 		return err
 	}

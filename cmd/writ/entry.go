@@ -27,17 +27,17 @@ func newEntryCommand() *cobra.Command {
 
 func newEntryApplyCommand() *cobra.Command {
 	var p printed
-	var file string
-	var prune, dry bool
+	var input entryInput
+	var dry bool
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR|-",
 		Short: "Create or update entries by name, all or nothing",
 		Args:  checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return applyEntries(cmd, p, file, prune, dry, false)
+			return applyEntries(cmd, p, input, dry, false)
 		},
 	}
-	entryFileFlags(cmd, &file, &prune)
+	input.flags(cmd)
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would change, change nothing")
 	p.flag(cmd, "table", "json", "yaml")
 	return cmd
@@ -45,27 +45,33 @@ func newEntryApplyCommand() *cobra.Command {
 
 func newEntryDiffCommand() *cobra.Command {
 	var p printed
-	var file string
-	var prune bool
+	var input entryInput
 	cmd := &cobra.Command{
 		Use:   "diff -f FILE|DIR|-",
 		Short: "Show what apply would change; exit 1 if anything",
 		Args:  checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return applyEntries(cmd, p, file, prune, true, true)
+			return applyEntries(cmd, p, input, true, true)
 		},
 	}
-	entryFileFlags(cmd, &file, &prune)
+	input.flags(cmd)
 	p.flag(cmd, "table", "json", "yaml")
 	return cmd
 }
 
-func entryFileFlags(cmd *cobra.Command, file *string, prune *bool) {
-	cmd.Flags().StringVarP(file, "filename", "f", "", "a file, a folder of files, or - for standard input")
-	cmd.Flags().BoolVar(prune, "prune", false, "remove entries that an earlier apply made and this one does not name")
+// entryInput says which entries are to be applied.
+type entryInput struct {
+	file         string
+	prune, empty bool
+}
+
+func (i *entryInput) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&i.file, "filename", "f", "", "a file, a folder of files, or - for standard input")
+	cmd.Flags().BoolVar(&i.prune, "prune", false, "remove entries that an earlier apply made and this one does not name")
+	cmd.Flags().BoolVar(&i.empty, "allow-empty", false, "take input without any entry; with --prune nothing that an earlier apply made is left")
 	before := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
-		if *file == "" {
+		if i.file == "" {
 			return usageError{cmd, fmt.Errorf("-f FILE|DIR|- is missing")}
 		}
 		if before != nil {
@@ -76,17 +82,17 @@ func entryFileFlags(cmd *cobra.Command, file *string, prune *bool) {
 }
 
 // applyEntries is apply and diff: diff is a dry run that shows each entry before and after.
-func applyEntries(cmd *cobra.Command, p printed, file string, prune, dry, diff bool) error {
+func applyEntries(cmd *cobra.Command, p printed, input entryInput, dry, diff bool) error {
 	return withAdmin(cmd, func(ctx context.Context, admin adminv1.AdminClient) error {
 		domain, err := trustDomain(ctx, admin)
 		if err != nil {
 			return err
 		}
-		entries, err := readEntries(cmd.InOrStdin(), file, domain)
+		entries, err := input.read(cmd.InOrStdin(), domain)
 		if err != nil {
 			return err
 		}
-		answer, err := sendEntries(ctx, admin, entries, applier, prune, dry)
+		answer, err := sendEntries(ctx, admin, entries, applier, input.prune, dry)
 		if err != nil {
 			return err
 		}
@@ -109,15 +115,22 @@ func trustDomain(ctx context.Context, admin adminv1.AdminClient) (spiffeid.Trust
 	return svid.ParseTrustDomain(bundle.TrustDomain)
 }
 
-func readEntries(in io.Reader, file string, domain spiffeid.TrustDomain) ([]registration.Entry, error) {
-	if file != "-" {
-		return registration.ReadPath(file, domain)
+// read refuses input without entries unless the operator says that none is meant: what should have written it failed more often, and
+// with --prune it would take everything away.
+func (i entryInput) read(in io.Reader, domain spiffeid.TrustDomain) (entries []registration.Entry, err error) {
+	name := i.file
+	if name == "-" {
+		name = "standard input"
+		entries, err = registration.Read(name, in, domain)
+	} else {
+		entries, err = registration.ReadPath(name, domain)
 	}
-	data, err := io.ReadAll(io.LimitReader(in, largestAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("read entries from standard input: %w", err)
+	if err != nil || len(entries) > 0 || i.empty {
+		return entries, err
 	}
-	return registration.Parse("standard input", data, domain)
+	return nil, fault.New(fault.Invalid, nil, "there is no entry in "+name).
+		Because("it is empty, holds only comments, or is a folder without .yaml and .yml files; nothing is changed").
+		With(fault.BadEntry, "see that what writes it did not fail; if no entry is what you mean, add --allow-empty")
 }
 
 func sendEntries(ctx context.Context, admin adminv1.AdminClient, entries []registration.Entry, owner string, prune, dry bool) (*adminv1.ApplyEntriesResponse, error) {

@@ -76,12 +76,13 @@ func configPages() []Page {
 func workloadPages() []Page {
 	return []Page{
 		{BadEntry, "a registration entry is refused",
-			"One entry of the batch breaks a rule, so the whole batch is refused and nothing is changed.",
+			"One entry of the batch breaks a rule, or there is none, so the whole batch is refused and nothing is changed.",
 			[]string{
 				"the SPIFFE ID is of another trust domain, has no path, or lies under /writ/, which is reserved",
 				"neither `where` nor `any: true` is given, or `match` is empty",
 				"`ttl` is over half of `ca.ttl`, or under 5 s",
 				"two entries for one SPIFFE ID have no names of their own",
+				"the input has no entry at all: what should have written it failed",
 			},
 			[]string{
 				"mend the lines that the error names",
