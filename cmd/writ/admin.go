@@ -3,10 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"text/tabwriter"
 
 	"github.com/goccy/go-yaml"
@@ -47,18 +51,34 @@ func socketPath(s string) string {
 // withAdmin calls do with a connection to the admin socket, and turns what the server answered into a fault.
 func withAdmin(cmd *cobra.Command, do func(context.Context, adminv1.AdminClient) error) error {
 	path := adminSocket(cmd)
-	return fromAdmin(path, callAdmin(cmd.Context(), path, do))
+	err := callAdmin(cmd.Context(), path, do)
+	if errors.Is(err, fs.ErrPermission) {
+		return mayNotConnect("server", path)
+	}
+	return fromAdmin(path, err)
 }
 
-// callAdmin is withAdmin for callers that have no command.
+// callAdmin is withAdmin for callers that have no command. The error is fs.ErrPermission where the system lets nobody connect.
 func callAdmin(ctx context.Context, path string, do func(context.Context, adminv1.AdminClient) error) error {
-	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestAnswer)))
+	var refused atomic.Bool // a status keeps no cause
+	conn, err := grpc.NewClient("passthrough:localhost", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := dialSocket(ctx, path)
+			refused.Store(errors.Is(err, fs.ErrPermission))
+			return conn, err
+		}), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestAnswer)))
 	if err != nil {
 		return fmt.Errorf("admin socket %s: %w", path, err)
 	}
 	defer conn.Close()
-	return do(ctx, adminv1.NewAdminClient(conn))
+	if err = do(ctx, adminv1.NewAdminClient(conn)); err != nil && refused.Load() {
+		return fmt.Errorf("admin socket %s: %w", path, fs.ErrPermission)
+	}
+	return err
+}
+
+func dialSocket(ctx context.Context, path string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", path)
 }
 
 // fromAdmin says where nobody answered.
@@ -69,6 +89,13 @@ func fromAdmin(path string, err error) error {
 			With("", "start `writ dev` or `writ server run`, or name its socket with --admin or "+adminVariable)
 	}
 	return err
+}
+
+// mayNotConnect is about a socket that is there: its mode, or a folder's above it, keeps this user out.
+func mayNotConnect(whose, path string) error {
+	return fault.New(fault.Denied, nil, fmt.Sprintf("this user may not ask the %s on %s", whose, path)).
+		Because("its owner and root may, and where it is installed as a service the group writ").
+		With("", "ask as the user who runs it or with sudo, or join the group: sudo usermod -aG writ USER")
 }
 
 // printed is the -o flag of a command that prints things.

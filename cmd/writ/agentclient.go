@@ -40,13 +40,12 @@ func getAgent(ctx context.Context, socket, path string, values url.Values) (*htt
 		return nil, err
 	}
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		return dialSocket(ctx, socket)
 	}}}
 	answer, err := client.Do(r)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fault.New(fault.Denied, nil, "this user may not ask the agent on "+socket).
-			With("", "ask as root, or as a member of the socket's group")
+		return nil, mayNotConnect("agent", socket)
 	case err != nil:
 		return nil, fault.New(fault.Unreachable, nil, "nobody answers on the agent's admin socket "+socket).Because(err.Error()).
 			With("", "start `writ dev` or `writ agent run`, or name its socket with --agent-admin or "+agentAdminVariable)
