@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/attest"
 	"github.com/writ-dev/writ/internal/fault"
 	"github.com/writ-dev/writ/svid"
 )
@@ -31,7 +32,7 @@ const (
 
 // Check says whether an authority with these limits may serve the entry. The error is fault.Invalid and lists every reason.
 func (e Entry) Check(limits Limits) error {
-	problems := append(e.problems(), e.foreign(limits.TrustDomain)...)
+	problems := append(append(e.problems(), e.hopeless()...), e.foreign(limits.TrustDomain)...)
 	if limits.MaxTTL > 0 && e.TTL > limits.MaxTTL {
 		problems = append(problems, problem{"ttl", fmt.Sprintf("ttl %s is over %s, half of the ttl of the issuing certificate",
 			brief(e.TTL), brief(limits.MaxTTL))})
@@ -54,10 +55,16 @@ func (e Entry) Warnings() []string {
 		warnings = append(warnings, fmt.Sprintf("entry %q matches by the executable's file alone: every user who may start it gets "+
 			"the identity; add unix:uid or unix:user", e.Name))
 	}
-	for _, s := range e.Where {
-		if s.Method == "unix" {
-			warnings = append(warnings, fmt.Sprintf("entry %q asks a node for %s, which only workloads have; it belongs under match", e.Name, s))
+	warn := func(s attest.Selector, ofNode bool) {
+		if text := doubt(s, ofNode); text != "" {
+			warnings = append(warnings, fmt.Sprintf("entry %q %s", e.Name, text))
 		}
+	}
+	for _, s := range e.Where {
+		warn(s, true)
+	}
+	for _, s := range e.Match {
+		warn(s, false)
 	}
 	return warnings
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// YAML writes the entry as one document that Parse reads back as it was, but for the revision.
+// YAML writes the entry as one document that Parse reads back as it was, but for the revision, if Check takes it.
 func YAML(e Entry) ([]byte, error) {
 	var out bytes.Buffer
 	line := func(key, value string) { fmt.Fprintf(&out, "%s: %s\n", key, value) }

@@ -93,6 +93,8 @@ func TestNearestAndMatchShareNothing(t *testing.T) {
 	})
 }
 
+var noughts = strings.Repeat("0", 64)
+
 var webNode = []string{"join_token:name:web-1"}
 
 func wish(t testing.TB, node []string, workload ...string) registration.Wish {
@@ -114,8 +116,8 @@ func TestSuggestionIsNarrow(t *testing.T) {
 			"spiffe://example.org/orders join_token:name:web-1 unix:path:/orders,unix:uid:1000", `"unix:user:orders" instead of "unix:uid:1000"`},
 		{"a node with a certificate: what stays when it is renewed", []string{"x509pop:ca:00", "x509pop:serial:01", "x509pop:san:urn:x", "x509pop:subject:web-1"},
 			[]string{"unix:uid:5", "unix:path:/a"}, "spiffe://example.org/a x509pop:subject:web-1 unix:path:/a,unix:uid:5", ""},
-		{"a node with a certificate without a name", []string{"x509pop:ca:00", "x509pop:serial:01"}, []string{"unix:uid:5", "unix:path:/a"},
-			"spiffe://example.org/a x509pop:ca:00,x509pop:serial:01 unix:path:/a,unix:uid:5", ""},
+		{"a node with a certificate without a name", []string{"x509pop:ca:" + noughts, "x509pop:serial:1"}, []string{"unix:uid:5", "unix:path:/a"},
+			"spiffe://example.org/a x509pop:ca:" + noughts + ",x509pop:serial:1 unix:path:/a,unix:uid:5", ""},
 		{"an interpreter", webNode, []string{"unix:uid:1000", "unix:user:orders", "unix:path:/usr/bin/python3.11"},
 			"spiffe://example.org/orders join_token:name:web-1 unix:path:/usr/bin/python3.11,unix:uid:1000", "all that this user runs with it would match"},
 		{"a container", webNode, []string{"unix:uid:1000", "unix:container_path:/app/server"},

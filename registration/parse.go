@@ -231,10 +231,12 @@ func (t *trustDomainText) UnmarshalText(text []byte) (err error) {
 
 type selectorText struct{ attest.Selector }
 
-// UnmarshalText takes method:key:value.
+// UnmarshalText takes method:key:value, and no value that can never match.
 func (t *selectorText) UnmarshalText(text []byte) (err error) {
-	t.Selector, err = attest.ParseSelector(string(text))
-	return err
+	if t.Selector, err = attest.ParseSelector(string(text)); err != nil {
+		return err
+	}
+	return checkValue(t.Selector)
 }
 
 type expiryText struct{ time.Time }

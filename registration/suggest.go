@@ -66,7 +66,7 @@ func Suggest(w Wish) (Suggestion, error) {
 		}
 		s.note("entry %s gives the same SPIFFE ID", quoted(e.Name))
 	}
-	return s, refuse(s.Entry, append(s.Entry.problems(), s.Entry.foreign(w.TrustDomain)...))
+	return s, refuse(s.Entry, append(append(s.Entry.problems(), s.Entry.hopeless()...), s.Entry.foreign(w.TrustDomain)...))
 }
 
 // YAML is the entry's, under its notes as comments.

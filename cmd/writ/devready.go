@@ -147,15 +147,25 @@ func (d *devDomain) applyEntries(ctx context.Context, talk io.Writer) (*entryFil
 		if !d.fresh {
 			return f, nil
 		}
-		return f, f.applyText(ctx, []byte(exampleEntries()), devExamples)
+		return f, f.applyExamples(ctx, talk, os.Getuid())
 	}
 	f.seen = fingerprint(f.path)
 	return f, f.apply(ctx, talk)
 }
 
 // exampleEntries lets whoever runs `writ dev` hold an identity.
-func exampleEntries() string {
-	return fmt.Sprintf("name: you\npath: /you\nwhere: [\"join_token:name:%s\"]\nmatch: [\"unix:uid:%d\"]\n", devNode, os.Getuid())
+func exampleEntries(uid int) string {
+	return fmt.Sprintf("name: you\npath: /you\nwhere: [\"join_token:name:%s\"]\nmatch: [\"unix:uid:%d\"]\n", devNode, uid)
+}
+
+// applyExamples leaves them out, and says so, where the user is one that can hold no identity.
+func (f *entryFile) applyExamples(ctx context.Context, talk io.Writer, uid int) error {
+	err := f.applyText(ctx, []byte(exampleEntries(uid)), devExamples)
+	if fault.Is(err, fault.Invalid) {
+		fmt.Fprintf(talk, "note: there is no example entry for uid %d: %v\n", uid, err)
+		return nil
+	}
+	return err
 }
 
 // due says whether what a look found is to be applied: a change that stood still since the look before. A file that is written in place

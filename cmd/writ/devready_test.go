@@ -1,6 +1,21 @@
 package main
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
+
+// `writ dev` starts for a user who can hold no identity, without the example entry.
+func TestNobodyHasNoExampleEntry(t *testing.T) {
+	d := &devDomain{config: devConfig{Server: serverConfig{TrustDomain: defaultDevDomain}}}
+	var talk strings.Builder
+	if err := (&entryFile{domain: d}).applyExamples(t.Context(), &talk, 65534); err != nil {
+		t.Fatal(err)
+	}
+	if said := talk.String(); !strings.HasPrefix(said, "note: there is no example entry for uid 65534: ") || !strings.Contains(said, "names nobody") {
+		t.Errorf("said %q", said)
+	}
+}
 
 // A file that is written in place is empty for a moment; what is applied is what stood still between two looks.
 func TestEntriesAreAppliedOnceTheyStandStill(t *testing.T) {

@@ -82,6 +82,7 @@ func workloadPages() []Page {
 				"neither `where` nor `any: true` is given, or `match` is empty",
 				"`ttl` is over half of `ca.ttl`, or under 5 s",
 				"two entries for one SPIFFE ID have no names of their own",
+				"a selector has a value that no process or node ever has, so it could never match",
 				"the input has no entry at all: what should have written it failed",
 			},
 			[]string{
