@@ -170,7 +170,7 @@ func (c *cache) explain(workload []attest.Selector, status Status, now time.Time
 		switch {
 		case r.entry.Expired(now):
 			m.State = Expired
-			m.Reason = "the entry's time is over"
+			m.Reason = "the entry ended at " + r.entry.Expires.Format(time.RFC3339)
 		case m.Reason != "" || m.State == Held:
 		case status.Degraded != "":
 			m.Reason = status.Degraded

@@ -64,7 +64,7 @@ func TestExplainSaysHowFarAProcessIs(t *testing.T) {
 	want := agent.Explanation{PID: 1, UID: 1, Selectors: []string{"unix:user:alice"}, Node: []string{"test:name:node"}, AgentID: a.Status().AgentID,
 		TrustDomain: "example.org", Synced: true, Connected: true, Revision: 1, Entries: 5,
 		Matches: []agent.MatchedEntry{
-			{Entry: "expired", SPIFFEID: "spiffe://example.org/expired", Revision: 1, State: agent.Expired, Reason: "the entry's time is over"},
+			{Entry: "expired", SPIFFEID: "spiffe://example.org/expired", Revision: 1, State: agent.Expired},
 			{Entry: "refused", SPIFFEID: "spiffe://example.org/other", Revision: 1, State: agent.Refused, Code: fault.NotEntitled},
 			{Entry: "web", SPIFFEID: "spiffe://example.org/web", Revision: 1, State: agent.Held},
 		},
@@ -319,7 +319,7 @@ func TestExpiredAndCrowdedAreSaid(t *testing.T) {
 	subscribe(t, a, numbered{newProcess(1), 4711, "/a"})
 	asks(t, a, numbered{newProcess(7), 4712, "/b"})
 	lines := log.lines(t)
-	if len(lines) != 2 || lines[0]["entry"] != "over" || lines[0]["missing"] != "the entry's time is over" {
+	if len(lines) != 2 || lines[0]["entry"] != "over" || lines[0]["missing"] != "the entry ended at "+over.Expires.AsTime().Format(time.RFC3339) {
 		t.Fatalf("said %v", lines)
 	}
 	if text, _ := lines[1]["selectors"].(string); !strings.HasSuffix(text, " and 269 more") {

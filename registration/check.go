@@ -45,8 +45,11 @@ func (e Entry) Check(limits Limits) error {
 }
 
 // Warnings says what is legal and likely a mistake, one sentence each.
-func (e Entry) Warnings() []string {
+func (e Entry) Warnings(now time.Time) []string {
 	var warnings []string
+	if e.Expired(now) {
+		warnings = append(warnings, fmt.Sprintf("entry %q expired at %s, so no node gets it and nothing matches it", e.Name, e.Expires.Format(time.RFC3339)))
+	}
 	file := len(e.Match) > 0
 	for _, s := range e.Match {
 		file = file && s.Method == "unix" && (s.Key == "path" || s.Key == "sha256")

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -215,7 +216,7 @@ func TestSuggestionHolds(t *testing.T) {
 		if err != nil || len(read) != 1 || !read[0].Equal(s.Entry) {
 			r.Fatalf("%v: %+v\n%s", err, read, yaml)
 		}
-		if got := read[0].Warnings(); len(got) > 0 || len(registration.Match(read, workload)) != 1 {
+		if got := read[0].Warnings(time.Time{}); len(got) > 0 || len(registration.Match(read, workload)) != 1 {
 			r.Fatalf("warnings %v of\n%s", got, yaml)
 		}
 	})

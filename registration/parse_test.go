@@ -308,15 +308,26 @@ func TestWarnings(t *testing.T) {
 		{"what only nodes have", []string{"join_token:name:a"}, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if got := named(t, "e", row.match...).Warnings(); len(got) != row.want {
+			if got := named(t, "e", row.match...).Warnings(time.Time{}); len(got) != row.want {
 				t.Errorf("got %q", got)
 			}
 		})
 	}
 	e := named(t, "e", "unix:uid:1")
 	e.Any, e.Where = false, selectors(t, "unix:uid:1")
-	if len(e.Warnings()) != 1 {
+	if len(e.Warnings(time.Time{})) != 1 {
 		t.Error("a workload's selector under where goes unnoticed")
+	}
+}
+
+func TestWarningOfWhatIsOver(t *testing.T) {
+	e := named(t, "e", "unix:uid:1")
+	e.Expires = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	if got := e.Warnings(e.Expires.Add(-1)); len(got) > 0 {
+		t.Errorf("before its end: %q", got)
+	}
+	if got := e.Warnings(e.Expires); len(got) != 1 || !strings.Contains(got[0], "expired at 2026-01-01T00:00:00Z") {
+		t.Errorf("at its end: %q", got)
 	}
 }
 

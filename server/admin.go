@@ -64,7 +64,7 @@ func (s *adminAPI) ApplyEntries(ctx context.Context, r *adminv1.ApplyEntriesRequ
 			refused = append(refused, fmt.Sprintf("entry %d (%s): %s", i+1, wire.GetName(), reason(err)))
 			continue
 		}
-		response.Warnings = append(response.Warnings, e.Warnings()...)
+		response.Warnings = append(response.Warnings, e.Warnings(s.config.Now())...)
 		batch.Entries = append(batch.Entries, e)
 	}
 	if len(refused) > 0 {

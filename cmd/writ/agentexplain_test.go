@@ -72,6 +72,7 @@ func TestExplanationReads(t *testing.T) {
 				NotAfter: now.Add(time.Minute), RetryAt: now.Add(time.Second)}}
 		}
 	}
+	const elsewhere = "  entries for other nodes, and those that expired, are not known here: writ entry get shows them\n"
 	const head = "process 7 (uid 1, gid 2, /a\\u001b[2J) on spiffe://a/n\nselectors\n  unix:uid:1\n"
 	for _, row := range []struct {
 		name string
@@ -97,7 +98,7 @@ func TestExplanationReads(t *testing.T) {
 			e.Remedy = &agent.Remedy{Fix: "writ entry suggest --pid 7 | writ entry apply -f -"}
 		},
 			"no identity (P2004): no entry of this node matches (0 at revision 9)\n" +
-				"  entries for other nodes are not known here; this node's selectors are: join_token:name:x\n" +
+				"  this node's selectors are: join_token:name:x\n" + elsewhere +
 				"  fix:  writ entry suggest --pid 7 | writ entry apply -f -\n  more: writ explain error P2004\n"},
 		{"what cannot be suggested", func(e *explained) {
 			e.Code = fault.NoIdentity
@@ -105,7 +106,7 @@ func TestExplanationReads(t *testing.T) {
 			e.Remedy = &agent.Remedy{Why: []string{"it has no user"}, Fix: "run it otherwise", Or: "or so"}
 		},
 			"no identity (P2004): no entry of this node matches (0 at revision 0)\nnearest entry: spiffe://a/web   (entry web, revision 0)\n" +
-				"    missing  unix:uid:9   the process has nothing of that kind\n  it has no user\n" +
+				"    missing  unix:uid:9   the process has nothing of that kind\n" + elsewhere + "  it has no user\n" +
 				"  fix:  make the process what the entry says, change the entry, or run it otherwise\n  or:   or so\n  more: writ explain error P2004\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -233,7 +233,7 @@ func newEntryGetCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return printEntries(cmd, p, answer)
+				return printEntries(cmd, p, answer, time.Now())
 			})
 		},
 	}

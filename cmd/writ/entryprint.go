@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // printEntries prints entries as a table, as names, as the YAML that apply reads, or as JSON.
-func printEntries(cmd *cobra.Command, p printed, answer *adminv1.ListEntriesResponse) error {
+func printEntries(cmd *cobra.Command, p printed, answer *adminv1.ListEntriesResponse, now time.Time) error {
 	out := cmd.OutOrStdout()
 	var rows [][]string
 	items := []*registrationv1.Entry{}
@@ -36,20 +37,40 @@ func printEntries(cmd *cobra.Command, p printed, answer *adminv1.ListEntriesResp
 			if e.Any {
 				where = "any"
 			}
-			rows = append(rows, []string{e.Name, e.SpiffeId, where, strings.Join(e.Match, ","), fmt.Sprint(e.Revision)})
+			rows = append(rows, []string{e.Name, e.SpiffeId, where, strings.Join(e.Match, ","), fmt.Sprint(e.Revision), expiry(e, now)})
 		}
 	}
 	switch p.form {
 	case "table":
-		table(out, "NAME SPIFFE-ID WHERE MATCH REVISION", rows)
+		table(out, "NAME SPIFFE-ID WHERE MATCH REVISION EXPIRES", rows)
 	case "json":
-		return p.document(out, "EntryList", map[string]any{"items": entryDocuments(items), "revision": answer.Revision})
+		return p.document(out, "EntryList", map[string]any{"items": entryDocuments(items, now), "revision": answer.Revision})
 	}
 	return nil
 }
 
-// entryDocuments gives entries with the keys that the YAML has.
-func entryDocuments(entries []*registrationv1.Entry) []map[string]any {
+// expiry says when an entry ends, in a table.
+func expiry(e *registrationv1.Entry, now time.Time) string {
+	switch {
+	case e.Expires == nil:
+		return "never"
+	case over(e, now):
+		return "expired"
+	}
+	left := e.Expires.AsTime().Sub(now)
+	if left >= 48*time.Hour {
+		return fmt.Sprintf("in %dd", left/(24*time.Hour))
+	}
+	return "in " + left.Truncate(time.Second).String()
+}
+
+// over says that no node has the entry any more.
+func over(e *registrationv1.Entry, now time.Time) bool {
+	return e.Expires != nil && registration.Entry{Expires: e.Expires.AsTime()}.Expired(now)
+}
+
+// entryDocuments gives entries with the keys that the YAML has, and "expired" where one's time is over.
+func entryDocuments(entries []*registrationv1.Entry, now time.Time) []map[string]any {
 	out := []map[string]any{}
 	for _, e := range entries {
 		doc := map[string]any{"name": e.Name, "id": e.SpiffeId, "match": e.Match, "revision": e.Revision}
@@ -66,6 +87,7 @@ func entryDocuments(entries []*registrationv1.Entry) []map[string]any {
 		set("hint", e.Hint != "", e.Hint)
 		set("federates_with", len(e.FederatesWith) > 0, e.FederatesWith)
 		set("expires", e.Expires != nil, e.Expires.AsTime().Format("2006-01-02T15:04:05Z07:00"))
+		set("expired", over(e, now), true)
 		out = append(out, doc)
 	}
 	return out

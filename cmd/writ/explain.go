@@ -144,8 +144,9 @@ func printNearest(out lines, e explained) {
 		}
 	}
 	if len(e.Nearest) == 0 {
-		out.add("  entries for other nodes are not known here; this node's selectors are: %s", firstOf(strings.Join(e.Node, ", "), "none"))
+		out.add("  this node's selectors are: %s", firstOf(strings.Join(e.Node, ", "), "none"))
 	}
+	out.add("  entries for other nodes, and those that expired, are not known here: writ entry get shows them")
 	first := ""
 	if len(e.Nearest) > 0 {
 		first = "make the process what the entry says, change the entry, or "

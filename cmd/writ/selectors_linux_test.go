@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -41,7 +42,7 @@ func TestEntriesAskForWhatAttestorsMake(t *testing.T) {
 		method, folder string
 		ofNode         bool
 	}{{unix.Method, "unix", false}, {jointoken.Method, "jointoken", true}, {x509pop.Method, "x509pop", true}} {
-		warnings := asking(attest.Selector{Method: m.method, Key: "no-such", Value: "x"}, m.ofNode).Warnings()
+		warnings := asking(attest.Selector{Method: m.method, Key: "no-such", Value: "x"}, m.ofNode).Warnings(time.Time{})
 		want := "only " + strings.Join(keysMadeIn(t, filepath.Join("../../attest", m.folder)), ", ") + ";"
 		if len(warnings) != 1 || !strings.Contains(warnings[0], want) {
 			t.Errorf("%s makes %q\nof a key that is none it is said %q", m.method, want, warnings)
@@ -96,8 +97,8 @@ func TestWhatIsFoundOfAProcessMayBeAskedFor(t *testing.T) {
 	var keys []string
 	for _, s := range found {
 		e := asking(s, false)
-		if err := e.Check(registration.Limits{TrustDomain: e.ID.TrustDomain()}); err != nil || len(e.Warnings()) > 0 {
-			t.Errorf("%s: %v, %v", s, err, e.Warnings())
+		if err := e.Check(registration.Limits{TrustDomain: e.ID.TrustDomain()}); err != nil || len(e.Warnings(time.Time{})) > 0 {
+			t.Errorf("%s: %v, %v", s, err, e.Warnings(time.Time{}))
 		}
 		if !slices.Contains(keys, s.Key) && !slices.Contains([]string{"user", "group", "supplementary_gid"}, s.Key) { // not every user has them
 			keys = append(keys, s.Key)
