@@ -54,10 +54,10 @@ func (Token) MarshalText() ([]byte, error) { return []byte("[token]"), nil }
 func (Token) LogValue() slog.Value { return slog.StringValue("[token]") }
 
 // FetchJWTs gives the process a JWT-SVID for each entry that it matches, in the order of View.Identities and with the same hints;
-// none where it matches no entry, or none of the ID that it asks for. What is held is given at once, while it has more than a tenth
+// none where it matches no entry. What is held is given at once, while it has more than a tenth
 // of its life before it (five seconds, where that is less); the server is waited for only where nothing is. Then an entry whose
 // JWT-SVID does not come within 1.5 s is left out, but never the first, which is the one that workloads take: the error is
-// fault.Unavailable. fault.Invalid: such an audience is issued to nobody.
+// fault.Unavailable. fault.Invalid: such an audience is issued to nobody. fault.Denied: it may hold others than the ID that it asks for.
 func (a *Agent) FetchJWTs(ctx context.Context, p attest.Peer, r JWTRequest) ([]JWTSVID, error) {
 	svids, waited, err := a.fetchJWTs(ctx, p, r)
 	switch {
@@ -119,10 +119,35 @@ func (a *Agent) handOut(p attest.Peer, answer jwtAnswer) ([]JWTSVID, error) {
 	if err := p.Verify(); err != nil {
 		return nil, gone(err)
 	}
-	if len(answer.svids) > 0 && answer.svids[0].Token == "" {
+	if len(answer.svids) == 0 {
+		return nil, othersOnly(answer.others)
+	}
+	if answer.svids[0].Token == "" {
 		return nil, a.unsigned(answer.why)
 	}
 	return slices.DeleteFunc(answer.svids, func(s JWTSVID) bool { return s.Token == "" }), nil
+}
+
+// The bounds of what a denial names: it travels in a header.
+const mostNamed, mostNamedBytes = 10, 1 << 10
+
+// othersOnly denies an ID that the process may not hold. It learns which it may, as it would by asking for none in particular, and
+// nothing of what others may. The first words are looked for by rust-spiffe (clients.md rule 3).
+func othersOnly(ids []spiffeid.ID) error {
+	var named []string
+	size := 0
+	for _, id := range ids {
+		if size += len(id.String()); len(named) == mostNamed || size > mostNamedBytes {
+			break
+		}
+		named = append(named, id.String())
+	}
+	its := strings.Join(named, ", ")
+	if left := len(ids) - len(named); left > 0 {
+		its = strings.TrimPrefix(fmt.Sprintf("%s and %d more", its, left), " and ")
+	}
+	return fault.New(fault.Denied, nil, "no identity issued with that SPIFFE ID; this process may hold "+its).
+		With(fault.OtherIdentity, "ask for one that it may hold, or for none in particular")
 }
 
 // unsigned says why there is no JWT-SVID. What the server holds against this node is no workload's business.

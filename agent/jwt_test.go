@@ -157,12 +157,18 @@ func TestJWTsAreInTheOrderOfIdentities(t *testing.T) {
 		want []agent.JWTSVID
 	}{
 		{"spiffe://example.org/c", got[1:2]},
-		{"spiffe://example.org/d", []agent.JWTSVID{}},
-		{"spiffe://example.org/nobody", []agent.JWTSVID{}},
 	} {
 		one, err := a.FetchJWTs(t.Context(), p, agent.JWTRequest{Audience: []string{"db"}, ID: spiffeid.RequireFromString(row.id)})
 		if err != nil || !slices.Equal(one, row.want) {
 			t.Errorf("of %s there is %v, %v", row.id, one, err)
+		}
+	}
+	for _, other := range []string{"d", "nobody"} { // what another may hold, and what nobody may, is denied alike
+		none, err := a.FetchJWTs(t.Context(), p, agent.JWTRequest{Audience: []string{"db"}, ID: spiffeid.RequireFromString("spiffe://example.org/" + other)})
+		var f *fault.Error
+		if !errors.As(err, &f) || f.Kind != fault.Denied || f.Code != fault.OtherIdentity || len(none) > 0 ||
+			f.What != "no identity issued with that SPIFFE ID; this process may hold spiffe://example.org/b, spiffe://example.org/c, spiffe://example.org/e" {
+			t.Errorf("of %s there is %v, %v", other, none, err)
 		}
 	}
 	if len(got) != 3 {
@@ -692,4 +698,24 @@ func TestUsersWhoAskNoMoreAreForgotten(t *testing.T) {
 	server.Ahead.Store(int64(20 * time.Minute))
 	agenttest.Await(t, "that both are forgotten", func() bool { return agent.Shelves(a) == 0 })
 	jwt(t, a, newProcess(1), "db")
+}
+
+// What a denial names is bounded: it travels in a header.
+func TestDenialNamesSomeOfMany(t *testing.T) {
+	server := started(t)
+	long := strings.Repeat("x", 900)
+	for i := range 12 {
+		server.Apply(entry(fmt.Sprintf("e%02d", i), "alice"))
+	}
+	first, second := entry("a", "bob"), entry("b", "bob")
+	first.SpiffeId, second.SpiffeId = "spiffe://example.org/a"+long, "spiffe://example.org/b"+long
+	server.Apply(first, second)
+	a, _ := agenttest.Run(t, config(t, server))
+	<-a.Synced()
+	for uid, want := range map[uint32]string{1: "/e00, spiffe://example.org/e01", 2: long + " and 1 more"} {
+		_, err := a.FetchJWTs(t.Context(), newProcess(uid), agent.JWTRequest{Audience: []string{"db"}, ID: spiffeid.RequireFromString("spiffe://example.org/none")})
+		if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), want) || uid == 1 && !strings.HasSuffix(err.Error(), "/e09 and 2 more") || len(err.Error()) > 2000 {
+			t.Errorf("user %d is told %v", uid, err)
+		}
+	}
 }

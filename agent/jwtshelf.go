@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/time/rate"
 
 	"github.com/writ-dev/writ/attest"
@@ -92,6 +93,7 @@ type jwtQuestion struct {
 type jwtAnswer struct {
 	entries int             // that the process matches, whichever it asks for
 	svids   []JWTSVID       // of those that it asks for, without Token where none is held
+	others  []spiffeid.ID   // that it may hold, where none is what it asks for; each once
 	lacking []*record       // whose JWT-SVID is not held, or is due
 	asked   bool            // the server is to be asked
 	wait    <-chan struct{} // closed when to look again; nil: nothing more will come
@@ -158,7 +160,20 @@ func (c *cache) lookJWT(q jwtQuestion, now time.Time) (answer jwtAnswer) {
 		}
 		answer.svids = append(answer.svids, one)
 	}
+	if len(answer.svids) == 0 && answer.entries > 0 {
+		answer.others = c.idsOf(q.selectors, now)
+	}
 	return answer
+}
+
+// idsOf are those that a workload may hold, in the order of View.Identities.
+func (c *cache) idsOf(workload []attest.Selector, now time.Time) (ids []spiffeid.ID) {
+	for _, r := range c.index.match(workload) {
+		if !r.entry.Expired(now) && !slices.Contains(ids, r.entry.ID) {
+			ids = append(ids, r.entry.ID)
+		}
+	}
+	return ids
 }
 
 // wantJWT lets the server be asked, unless it is or refused a moment ago. All who want the same wait for one answer.

@@ -20,6 +20,7 @@ const (
 	ProcessUnknown    Code = "P2006" // there is no such process, or none that could ask for an identity
 	NodeIndistinct    Code = "P2007" // the node has no selectors to tell it from others
 	NoJWT             Code = "P2008" // no JWT-SVID for that audience is held, and none could be had
+	OtherIdentity     Code = "P2009" // the process may hold other SPIFFE IDs than the one it asked for
 	BadEvidence       Code = "P3001" // evidence does not verify
 	TokenUsed         Code = "P3002" // the join token was used by another node, or is expired or unknown
 	NodeBanned        Code = "P3003" // the node or what it proves itself with is banned

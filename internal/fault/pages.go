@@ -166,6 +166,16 @@ func processPages() []Page {
 				"the error says which of these it is; the agent's /healthz and log say more",
 				"ask for the audience before it is needed: what is asked for again is renewed at half of its life",
 			}},
+		{OtherIdentity, "the process may hold other SPIFFE IDs than the one it asked for",
+			"A workload may ask for a JWT-SVID of one of its identities. It matches entries, and none of them gives the SPIFFE ID that it named; the error lists those that it may hold. Whether another workload may hold that one is not told.",
+			[]string{
+				"the ID is misspelled, or of another environment",
+				"there is no entry yet that gives this process that ID, or it asks for more than the process has",
+			},
+			[]string{
+				"ask for one of those that the error lists, or name none: the first is the process's default identity",
+				"on the node, as root or in the group writ: `writ explain workload --pid PID` shows its entries and the nearest others",
+			}},
 	}
 }
 
