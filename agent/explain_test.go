@@ -237,7 +237,7 @@ func TestNoIdentityIsExplainedInTheLog(t *testing.T) {
 		"spiffe_id": "spiffe://example.org/web", "missing": "unix:sha256:00 (it has none of that kind), unix:user:bob (it has unix:user:alice)",
 		"why": "the process has no user that this node knows, so nothing safe tells it from others; " +
 			"uid 65534 (nobody) is what the kernel shows for every user that has no number here, so it is never a selector",
-		"fix": "run it under a user of its own, one that this node knows", "msg": "no identity issued", "level": "INFO"}
+		"fix": "run it under a user of its own, one that this node knows", "msg": "no identity issued", "level": "WARN"}
 	ofTime := cmpopts.IgnoreMapEntries(func(key string, _ any) bool { return key == "time" })
 	if diff := cmp.Diff(want, lines[len(lines)-1], ofTime); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

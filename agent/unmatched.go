@@ -118,7 +118,7 @@ func (a *Agent) sayUnmatched(ctx context.Context, s Sighting) {
 	if len(remedy.Why) > 0 {
 		facts = append(facts, "why", strings.Join(remedy.Why, "; "))
 	}
-	a.log.InfoContext(ctx, "no identity issued", append(facts, "fix", remedy.Fix)...)
+	a.log.WarnContext(ctx, "no identity issued", append(facts, "fix", remedy.Fix)...)
 }
 
 // has is what a process has in the place of what is missing.

@@ -65,15 +65,16 @@ the server with a join token over TLS, as on any other host. Entries and the pol
 
 // devDomain is the trust domain in one process: what the daemons are when both run here.
 type devDomain struct {
-	flags   devFlags
-	folder  string // the data directory, absolute
-	fresh   bool   // it was made by this start
-	config  devConfig
-	log     *slog.Logger
-	metrics *prometheus.Registry
-	server  *serverDaemon
-	agent   *agentDaemon
-	http    net.Listener
+	flags    devFlags
+	folder   string // the data directory, absolute
+	fresh    bool   // it was made by this start
+	config   devConfig
+	log      *slog.Logger // the server's
+	agentLog *slog.Logger
+	metrics  *prometheus.Registry
+	server   *serverDaemon
+	agent    *agentDaemon
+	http     net.Listener
 }
 
 // runDev brings the domain up in the order that separate daemons would come up in, says so, and runs it until ctx ends.
@@ -83,7 +84,7 @@ func runDev(ctx context.Context, f devFlags, out, talk io.Writer) (err error) {
 	if err := d.configure(); err != nil {
 		return err
 	}
-	d.log = d.config.Server.Log.logger(talk)
+	d.log, d.agentLog = d.config.Server.Log.logger(talk), d.config.Agent.Log.logger(talk)
 	if err := d.prepareFolder(talk); err != nil {
 		return err
 	}
@@ -134,6 +135,8 @@ func (d *devDomain) configure() (err error) {
 	s.Metrics = firstOf(s.Metrics, a.Metrics, "127.0.0.1:0")
 	orDefault(&s.Log.Format, "text")
 	orDefault(&s.Log.Level, "warn")
+	orDefault(&a.Log.Format, "text")
+	orDefault(&a.Log.Level, "warn")
 	s.adminMode = 0o600
 	orDefault(&a.DataDir, at("agent"))
 	orDefault(&a.Socket, at("run", "agent.sock"))
@@ -203,7 +206,7 @@ func (d *devDomain) runAgent(ctx context.Context, out, talk io.Writer) (err erro
 	if err := d.join(ctx); err != nil {
 		return stopped(ctx, err)
 	}
-	if d.agent, err = newAgentDaemon(ctx, *c, agentParts{policy: policies.Example()}, d.log, d.metrics); err != nil {
+	if d.agent, err = newAgentDaemon(ctx, *c, agentParts{policy: policies.Example()}, d.agentLog, d.metrics); err != nil {
 		return err
 	}
 	entries, err := d.applyEntries(ctx, talk)
@@ -236,7 +239,7 @@ func (d *devDomain) join(ctx context.Context) error {
 			return err
 		}
 	}
-	if a, err := newAgent(c, agentParts{}, d.log, newMetrics()); err == nil && a.Status().AgentID != "" {
+	if a, err := newAgent(c, agentParts{}, d.agentLog, newMetrics()); err == nil && a.Status().AgentID != "" {
 		return nil
 	}
 	var text string
@@ -252,7 +255,7 @@ func (d *devDomain) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a, err := newAgent(c, agentParts{token: &token}, d.log, newMetrics())
+	a, err := newAgent(c, agentParts{token: &token}, d.agentLog, newMetrics())
 	if err != nil {
 		return err
 	}
