@@ -1,18 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,14 +20,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/writ-dev/writ/internal/durable"
 	"github.com/writ-dev/writ/svid"
 )
 
 const (
-	execFor    = 30 * time.Second // what a command after a change may take
-	execAgain  = 5 * time.Second  // between tries of one that failed
-	askAtLeast = 5 * time.Second  // the longest pause between tries to reach the Workload API
+	execFor      = 30 * time.Second // what a command after a change may take
+	execAgain    = 5 * time.Second  // between tries of one that failed
+	askAtLeast   = 5 * time.Second  // the longest pause between tries to reach the Workload API
+	writeAtLeast = 30 * time.Second // the longest pause between tries to write
 )
 
 // watchFlags is the command line of `writ svid watch`.
@@ -50,7 +46,8 @@ domain's roots) in that folder: each replaced at once, 0600, and only when its c
 WRIT_CHANGED naming the files, in their order; one that fails is run again every 5 s until it succeeds or the next change comes. Programs that read both
 svid.pem and key.pem do so when the command tells them to: between two files of one change there is a moment.
 
-The files stay when no identity is issued any more; standard error says so. Ends at SIGINT or SIGTERM with 0.`,
+The files stay when no identity is issued any more; standard error says so. So it does when they cannot be written, as on a full disk, which is
+tried again until it succeeds. A folder that another watch keeps is refused with 5. Ends at SIGINT or SIGTERM with 0.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			socket, err := workloadSocket(cmd)
@@ -78,13 +75,20 @@ type fileWriter struct {
 	id        spiffeid.ID // zero: the first
 	out, talk io.Writer
 	updates   chan *workloadapi.X509Context // holds the newest
+	folder    keptFolder
+
+	wanted  []file   // what the folder has still to hold
+	changed []string // what the command has still to be told
+	rewrite <-chan time.Time
+	pause   pause // between tries to write
 
 	mu   sync.Mutex // guards said
 	said string     // the last trouble that was told
 }
 
 func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter, error) {
-	w := &fileWriter{flags: f, socket: socket, out: cmd.OutOrStdout(), talk: cmd.ErrOrStderr(), updates: make(chan *workloadapi.X509Context, 1)}
+	w := &fileWriter{flags: f, socket: socket, out: cmd.OutOrStdout(), talk: cmd.ErrOrStderr(), updates: make(chan *workloadapi.X509Context, 1),
+		pause: pause{most: writeAtLeast}}
 	if f.command != "" && f.folder == "" {
 		return nil, usageError{cmd, errors.New("--exec needs --write: it runs after a change of the files")}
 	}
@@ -98,15 +102,14 @@ func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter
 	if f.folder == "" {
 		return w, nil
 	}
-	return w, keepFolder(f.folder)
-}
-
-// keepFolder makes the folder for the files where it is not there. One that is may be open to readers: the files are not.
-func keepFolder(path string) error {
-	if err := durable.CheckFolder(path, 0o755); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	w.folder.path = f.folder
+	if err := w.folder.hold(); err != nil {
+		return nil, err
 	}
-	return durable.MakeFolder(path, 0o700)
+	if f.command != "" {
+		w.changed = w.folder.remembered()
+	}
+	return w, nil
 }
 
 // run follows until ctx ends, or the Workload API says for good that it will not serve.
@@ -125,102 +128,94 @@ func (w *fileWriter) run(ctx context.Context) error {
 	return err
 }
 
-// follow writes what comes, newest first, and runs the command.
+// follow writes what comes, newest first, and runs the command. Nothing that is wrong with the folder ends it: whoever reads the files
+// needs them fresh again as soon as there is room.
 func (w *fileWriter) follow(ctx context.Context) error {
+	defer w.folder.release()
 	var again <-chan time.Time
-	changed := w.pending()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-again:
+		case <-w.rewrite:
+			w.keep()
 		case update := <-w.updates:
-			var err error
-			if changed, err = w.take(update, changed); err != nil {
+			if err := w.take(update); err != nil {
 				return err
 			}
+			w.keep()
 		}
 		again = nil
-		if len(changed) == 0 || w.flags.command == "" {
+		if len(w.changed) == 0 || len(w.wanted) > 0 || w.flags.command == "" {
 			continue
 		}
-		if err := w.exec(ctx, changed); err != nil {
+		if err := w.exec(ctx, w.changed); err != nil {
 			fmt.Fprintf(w.talk, "--exec failed, and is run again in %s: %v\n", execAgain, err)
 			again = time.After(execAgain)
 			continue
 		}
-		changed = nil
-		if err := os.Remove(w.path(pendingFile)); err != nil {
-			return err
+		w.changed = nil
+		if err := w.folder.remember(nil); err != nil {
+			fmt.Fprintf(w.talk, "--exec has run, and will run once more after the next start: %v\n", err)
 		}
 	}
 }
 
-// pendingFile names what changed until the command has run, so that a watch that was killed between the two runs it when it is back.
-const pendingFile = ".changed"
-
-func (w *fileWriter) path(name string) string { return filepath.Join(w.flags.folder, name) }
-
-// pending is what an earlier watch left to tell.
-func (w *fileWriter) pending() []string {
-	if w.flags.command == "" {
-		return nil
-	}
-	left, _ := os.ReadFile(w.path(pendingFile))
-	return merged(nil, strings.Fields(string(left)))
-}
-
-// merged adds names, each once, in the order of the files.
-func merged(names, more []string) (out []string) {
-	all := strings.Join(append(names, more...), " ")
-	for _, name := range []string{"svid.pem", "key.pem", "bundle.pem"} {
-		if strings.Contains(all, name) {
-			out = append(out, name)
-		}
-	}
-	return out
-}
-
-// take prints one update and writes its files; it adds the names of those that changed.
-func (w *fileWriter) take(update *workloadapi.X509Context, changed []string) ([]string, error) {
+// take prints one update, and sets what the folder shall hold.
+func (w *fileWriter) take(update *workloadapi.X509Context) error {
 	chosen := w.choose(update.SVIDs)
 	if chosen == nil {
 		w.tell(fmt.Sprintf("no SVID of %s is issued to this process; the files stay as they are", w.id))
-		return changed, nil
+		return nil
 	}
 	if roots, err := update.Bundles.GetX509BundleForTrustDomain(chosen.ID.TrustDomain()); err != nil || roots.Empty() {
 		w.tell(fmt.Sprintf("the SVID of %s came without the roots of its trust domain; the files stay as they are", chosen.ID)) // Workload API section 4.5
-		return changed, nil
+		return nil
 	}
 	w.tell("")
-	if err := printSVIDs(w.out, w.flags.printed, []*x509svid.SVID{chosen}, w.socket); err != nil {
-		return nil, err
+	if err := printSVIDs(w.out, w.flags.printed, []*x509svid.SVID{chosen}, w.socket); err != nil || w.flags.folder == "" {
+		return err
 	}
-	if w.flags.folder == "" {
-		return nil, nil
+	var err error
+	w.wanted, err = filesOf(chosen, update)
+	return err
+}
+
+// keep brings the folder to what it shall hold. What fails is said and tried again.
+func (w *fileWriter) keep() {
+	w.rewrite = nil
+	if len(w.wanted) == 0 {
+		return
 	}
-	files, err := filesOf(chosen, update)
-	if err != nil {
-		return nil, err
+	if err := w.write(); err != nil {
+		wait := w.pause.Next()
+		fmt.Fprintf(w.talk, "the files are not written, which is tried again in %s: %s\n", wait, clean(err.Error()))
+		w.rewrite = time.After(wait)
+		return
 	}
-	files = slices.DeleteFunc(files, func(f file) bool {
-		before, err := os.ReadFile(w.path(f.name))
-		return err == nil && bytes.Equal(before, f.content)
-	})
-	for _, f := range files {
-		changed = merged(changed, []string{f.name})
+	if w.pause.last > 0 {
+		fmt.Fprintf(w.talk, "the files in %s are written\n", w.flags.folder)
 	}
+	w.wanted = nil
+	w.pause.Reset()
+}
+
+// write replaces the files that differ. Which they are is remembered first: whoever ends between the two must know it when it is back.
+func (w *fileWriter) write() error {
+	if err := w.folder.hold(); err != nil {
+		return err
+	}
+	files := w.folder.differing(w.wanted)
 	if w.flags.command != "" && len(files) > 0 {
-		if err := durable.WriteFile(w.path(pendingFile), []byte(strings.Join(changed, " ")+"\n"), 0o600); err != nil {
-			return nil, err
+		for _, f := range files {
+			w.changed = merged(w.changed, []string{f.name})
+		}
+		if err := w.folder.remember(w.changed); err != nil {
+			return err
 		}
 	}
-	for _, f := range files {
-		if err := durable.WriteFile(w.path(f.name), f.content, 0o600); err != nil {
-			return nil, err
-		}
-	}
-	return changed, nil
+	return w.folder.write(files)
 }
 
 func (w *fileWriter) choose(svids []*x509svid.SVID) *x509svid.SVID {
@@ -230,11 +225,6 @@ func (w *fileWriter) choose(svids []*x509svid.SVID) *x509svid.SVID {
 		}
 	}
 	return nil
-}
-
-type file struct {
-	name    string
-	content []byte
 }
 
 // filesOf gives the files in the order in which they are written. The roots come first: they must be known before what is under them.
@@ -304,12 +294,13 @@ func (w *fileWriter) tell(trouble string) {
 // steady tries again soon, however long it has been in vain: an entry may come at any moment.
 type steady struct{}
 
-func (steady) NewBackoff() workloadapi.Backoff { return &pause{} }
+func (steady) NewBackoff() workloadapi.Backoff { return &pause{most: askAtLeast} }
 
-type pause struct{ last time.Duration }
+// pause grows from 0.2 s to the longest.
+type pause struct{ last, most time.Duration }
 
 func (p *pause) Next() time.Duration {
-	p.last = min(2*p.last+200*time.Millisecond, askAtLeast)
+	p.last = min(2*p.last+200*time.Millisecond, p.most)
 	return p.last
 }
 

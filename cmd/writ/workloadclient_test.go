@@ -29,10 +29,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A step is what the Workload API does on one call of FetchX509SVID: it sends messages, then ends with a code, or stays where there is none.
+// A step is what the Workload API does on one call of FetchX509SVID: it sends messages, then ends with a code, or stays where there is none,
+// and sends more as they come.
 type step struct {
 	messages []*workload.X509SVIDResponse
 	code     codes.Code
+	more     chan *workload.X509SVIDResponse
 }
 
 // fakeAPI is a Workload API that goes by steps; the last one holds for good.
@@ -60,8 +62,16 @@ func (f *fakeAPI) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerS
 	if now.code != codes.OK {
 		return status.Error(now.code, "the fake says so")
 	}
-	<-stream.Context().Done()
-	return nil
+	for {
+		select {
+		case <-stream.Context().Done():
+			return nil
+		case m := <-now.more:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (f *fakeAPI) called() int {
