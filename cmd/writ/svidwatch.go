@@ -7,9 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,8 +21,6 @@ import (
 )
 
 const (
-	execFor      = 30 * time.Second // what a command after a change may take
-	execAgain    = 5 * time.Second  // between tries of one that failed
 	askAtLeast   = 5 * time.Second  // the longest pause between tries to reach the Workload API
 	writeAtLeast = 30 * time.Second // the longest pause between tries to write
 )
@@ -44,7 +39,8 @@ func newSVIDWatchCommand() *cobra.Command {
 		Long: `Prints a line for each X.509-SVID that comes. With --write it keeps svid.pem (the chain), key.pem (PKCS#8) and bundle.pem (the trust
 domain's roots) in that folder: each replaced at once, 0600, and only when its content changed. --exec then runs a command by /bin/sh, with
 WRIT_CHANGED naming the files, in their order; one that fails is run again every 5 s until it succeeds or the next change comes. Programs that read both
-svid.pem and key.pem do so when the command tells them to: between two files of one change there is a moment.
+svid.pem and key.pem do so when the command tells them to: between two files of one change there is a moment. The files are kept fresh while it
+runs; what changes meanwhile is told by one more run. One that takes over 30 s is ended, with all processes that it started.
 
 The files stay when no identity is issued any more; standard error says so. So it does when they cannot be written, as on a full disk, which is
 tried again until it succeeds. A folder that another watch keeps is refused with 5. Ends at SIGINT or SIGTERM with 0.`,
@@ -77,10 +73,11 @@ type fileWriter struct {
 	updates   chan *workloadapi.X509Context // holds the newest
 	folder    keptFolder
 
-	wanted  []file   // what the folder has still to hold
-	changed []string // what the command has still to be told
-	rewrite <-chan time.Time
-	pause   pause // between tries to write
+	hook *hook
+
+	wanted  []file           // what the folder has still to hold
+	rewrite <-chan time.Time // when that is tried again
+	pause   pause            // between tries to write
 
 	mu   sync.Mutex // guards said
 	said string     // the last trouble that was told
@@ -88,7 +85,7 @@ type fileWriter struct {
 
 func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter, error) {
 	w := &fileWriter{flags: f, socket: socket, out: cmd.OutOrStdout(), talk: cmd.ErrOrStderr(), updates: make(chan *workloadapi.X509Context, 1),
-		pause: pause{most: writeAtLeast}}
+		pause: pause{most: writeAtLeast}, hook: &hook{command: f.command, limit: hookLimit, talk: cmd.ErrOrStderr()}}
 	if f.command != "" && f.folder == "" {
 		return nil, usageError{cmd, errors.New("--exec needs --write: it runs after a change of the files")}
 	}
@@ -107,7 +104,7 @@ func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter
 		return nil, err
 	}
 	if f.command != "" {
-		w.changed = w.folder.remembered()
+		w.hook.changed = w.folder.remembered()
 	}
 	return w, nil
 }
@@ -128,16 +125,19 @@ func (w *fileWriter) run(ctx context.Context) error {
 	return err
 }
 
-// follow writes what comes, newest first, and runs the command. Nothing that is wrong with the folder ends it: whoever reads the files
+// follow writes what comes, newest first, and has the command run. Nothing that is wrong with the folder ends it: whoever reads the files
 // needs them fresh again as soon as there is room.
 func (w *fileWriter) follow(ctx context.Context) error {
 	defer w.folder.release()
-	var again <-chan time.Time
+	defer w.leave()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-again:
+		case err := <-w.hook.ended:
+			w.ran(err)
+		case <-w.hook.again:
+			w.hook.again = nil
 		case <-w.rewrite:
 			w.keep()
 		case update := <-w.updates:
@@ -146,19 +146,41 @@ func (w *fileWriter) follow(ctx context.Context) error {
 			}
 			w.keep()
 		}
-		again = nil
-		if len(w.changed) == 0 || len(w.wanted) > 0 || w.flags.command == "" {
-			continue
+		if len(w.wanted) == 0 { // a program that reads the files now finds them as one
+			w.hook.start()
 		}
-		if err := w.exec(ctx, w.changed); err != nil {
-			fmt.Fprintf(w.talk, "--exec failed, and is run again in %s: %v\n", execAgain, err)
-			again = time.After(execAgain)
-			continue
-		}
-		w.changed = nil
-		if err := w.folder.remember(nil); err != nil {
-			fmt.Fprintf(w.talk, "--exec has run, and will run once more after the next start: %v\n", err)
-		}
+	}
+}
+
+// ran notes that a run of the command ended.
+func (w *fileWriter) ran(err error) {
+	w.hook.finish(err)
+	switch {
+	case err == nil:
+		w.remember()
+	case w.hook.again != nil:
+		fmt.Fprintf(w.talk, "--exec failed, and is run again in %s: %v\n", hookAgain, err)
+	default:
+		fmt.Fprintf(w.talk, "--exec failed, and is run again now, as more changed: %v\n", err)
+	}
+}
+
+// leave waits for a run that is on; what it was not told stands in the folder.
+func (w *fileWriter) leave() {
+	if w.hook.ended == nil {
+		return
+	}
+	err := w.hook.leave()
+	if w.hook.finish(err); err == nil {
+		w.remember()
+		return
+	}
+	fmt.Fprintf(w.talk, "--exec failed, and is run again by the next watch: %v\n", err)
+}
+
+func (w *fileWriter) remember() {
+	if err := w.folder.remember(w.hook.left()); err != nil {
+		fmt.Fprintf(w.talk, "--exec has run, and the next watch may run it again: %s\n", clean(err.Error()))
 	}
 }
 
@@ -209,9 +231,9 @@ func (w *fileWriter) write() error {
 	files := w.folder.differing(w.wanted)
 	if w.flags.command != "" && len(files) > 0 {
 		for _, f := range files {
-			w.changed = merged(w.changed, []string{f.name})
+			w.hook.add([]string{f.name})
 		}
-		if err := w.folder.remember(w.changed); err != nil {
+		if err := w.folder.remember(w.hook.left()); err != nil {
 			return err
 		}
 	}
@@ -247,22 +269,6 @@ func certificates(list []*x509.Certificate) (out []byte) {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return out
-}
-
-// exec runs the command once. What it prints goes to standard error: standard output is ours.
-func (w *fileWriter) exec(ctx context.Context, changed []string) error {
-	ctx, cancel := context.WithTimeout(ctx, execFor)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", w.flags.command)
-	cmd.Env = append(os.Environ(), "WRIT_CHANGED="+strings.Join(changed, " "))
-	cmd.Stdout, cmd.Stderr = w.talk, w.talk
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	if ctx.Err() == context.DeadlineExceeded {
-		return fmt.Errorf("it did not end within %s", execFor)
-	}
-	return err
 }
 
 // OnX509ContextUpdate is called by the client, one update after the other.
