@@ -24,10 +24,11 @@ func main() {
 // run is the whole program for these arguments, and gives its exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, talk io.Writer) int {
 	root := newCommand()
+	printed := &output{to: out}
 	root.SetArgs(args)
 	root.SetIn(in)
-	root.SetOut(out)
+	root.SetOut(printed)
 	root.SetErr(talk)
 	cmd, err := root.ExecuteContextC(ctx)
-	return explain(talk, cmd, err)
+	return explain(talk, cmd, printed.orBroken(err))
 }

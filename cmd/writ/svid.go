@@ -128,8 +128,11 @@ func printSVIDs(w io.Writer, p printed, svids []*x509svid.SVID, socket string) e
 				return err
 			}
 		case "table":
-			fmt.Fprintf(w, "%s   valid %s   serial %x   hint %q   socket %s\n", s.ID, time.Until(leaf.NotAfter).Round(time.Second),
+			_, err := fmt.Fprintf(w, "%s   valid %s   serial %x   hint %q   socket %s\n", s.ID, time.Until(leaf.NotAfter).Round(time.Second),
 				leaf.SerialNumber, s.Hint, clean(socket))
+			if err != nil { // a watch would print on
+				return err
+			}
 		}
 		items = append(items, map[string]any{"spiffe_id": s.ID.String(), "not_before": leaf.NotBefore.UTC().Format(time.RFC3339),
 			"not_after": leaf.NotAfter.UTC().Format(time.RFC3339), "serial": leaf.SerialNumber.Text(16), "hint": s.Hint, "dns": leaf.DNSNames})
