@@ -39,7 +39,7 @@ func newJWTGetCommand() *cobra.Command {
 Whoever has a token is taken for this process by the audience it names, so give it one audience where one is enough.
 
 Asks the Workload API at $SPIFFE_ENDPOINT_SOCKET (an empty one counts as unset: ` + defaultAgentSocket + `).
-Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody answers in time or no server is there to sign.`,
+Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody answers in time or, within 2 s, when no server is there to sign.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(r.Audience) == 0 {

@@ -91,6 +91,9 @@ func askWorkloadAPI[T any](ctx context.Context, socket string, timeout time.Dura
 		if errors.As(fault.FromStatus(err), &f) && f.Code != "" {
 			said = f
 		}
+		if said != nil && said.Code == fault.NoJWT { // the agent waited for its server already
+			return answer, said
+		}
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
