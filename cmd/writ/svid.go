@@ -138,7 +138,7 @@ func printSVIDs(w io.Writer, p printed, svids []*x509svid.SVID, socket string) e
 			}
 		}
 		items = append(items, map[string]any{"spiffe_id": s.ID.String(), "not_before": leaf.NotBefore.UTC().Format(time.RFC3339),
-			"not_after": leaf.NotAfter.UTC().Format(time.RFC3339), "serial": leaf.SerialNumber.Text(16), "hint": s.Hint, "dns": leaf.DNSNames})
+			"not_after": leaf.NotAfter.UTC().Format(time.RFC3339), "serial": leaf.SerialNumber.Text(16), "hint": s.Hint, "dns": append([]string{}, leaf.DNSNames...)})
 	}
 	if p.form == "json" || p.form == "yaml" {
 		return p.document(w, "SVIDList", map[string]any{"items": items})

@@ -282,6 +282,16 @@ func TestWAPI_29_OfTwoWithOneHintTheFirst(t *testing.T) {
 	}
 }
 
+// A list is a list, in JSON too, where it is empty.
+func TestSVIDWithoutNamesHasAnEmptyList(t *testing.T) {
+	serveFake(t, step{messages: []*workload.X509SVIDResponse{message(issued(t, "/web"))}})
+	for form, want := range map[string]string{"json": `"dns":[]`, "yaml": "dns: []"} {
+		if code, out, _ := writ(t, "svid", "get", "-o", form); code != exitOK || !strings.Contains(out, want) {
+			t.Errorf("%s: it ends with %d: %s", form, code, out)
+		}
+	}
+}
+
 func TestWAPI_27_RevocationListsAreIgnored(t *testing.T) {
 	m := message(issued(t, "/web"))
 	m.Crl = [][]byte{[]byte("no list")}
