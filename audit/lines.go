@@ -14,6 +14,7 @@ type Lines struct {
 	file     *os.File
 	last     uint64
 	rotation Rotation
+	rotating error // of the last write
 }
 
 // OpenLines opens the file for appending, or makes it. What a crash left of a last, torn line is cut off.
@@ -100,12 +101,16 @@ func (l *Lines) Feed(rows []Row) error {
 
 // Write appends whole lines; after an error none of them is in the file. No line is spread over two files.
 func (l *Lines) Write(p []byte) (int, error) {
-	rotating := l.rotateFor(len(p)) // an error here does not keep the lines from the file
+	l.rotating = l.rotateFor(len(p)) // an error here does not keep the lines from the file
 	if err := l.append(p, l.rotation.Sync); err != nil {
-		return 0, errors.Join(err, rotating)
+		return 0, errors.Join(err, l.rotating)
 	}
 	return len(p), nil
 }
+
+// Unrotated says why the last write found the file too large and could not begin a new one; nil where it could, or need not. It is
+// for whoever writes.
+func (l *Lines) Unrotated() error { return l.rotating }
 
 // append takes back what it wrote where it could not write all of it, so that a full disk leaves no torn line.
 func (l *Lines) append(p []byte, sync bool) error {

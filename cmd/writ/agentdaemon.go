@@ -249,6 +249,9 @@ func (d *agentDaemon) health() health {
 	if d.policies != nil {
 		d.policyHealth(&h)
 	}
+	if d.records != nil {
+		d.records.health(&h)
+	}
 	return h
 }
 

@@ -91,11 +91,16 @@ type recordKeeper struct {
 	ring   *audit.Ring
 	lines  *audit.Lines  // nil without a file
 	upload *audit.Upload // nil without a receiver
+
+	required          bool
+	writing, rotating *trouble // of the file
 }
 
 // newRecordKeeper gives nil where neither a file nor a receiver is configured.
 func newRecordKeeper(c recordsConfig, dataDir, domain string, log *slog.Logger, metrics prometheus.Registerer) (k *recordKeeper, err error) {
-	k = &recordKeeper{file: c.path(dataDir)}
+	k = &recordKeeper{file: c.path(dataDir), required: c.Required}
+	k.writing = fileTrouble(log, k.file, "decision records cannot be written", "decision records are written again")
+	k.rotating = fileTrouble(log, k.file, "decision records cannot be rotated", "decision records are rotated again")
 	if k.file == "" && c.Upload == nil {
 		return nil, nil
 	}
@@ -107,7 +112,7 @@ func newRecordKeeper(c recordsConfig, dataDir, domain string, log *slog.Logger, 
 		if err != nil {
 			return nil, err
 		}
-		sinks.first = k.lines
+		sinks.first = notedFile{k.lines, k.writing, k.rotating}
 	}
 	if u := c.Upload; u != nil {
 		client, err := audit.UploadClient(u.Roots)
@@ -173,11 +178,32 @@ func (k *recordKeeper) measure(metrics prometheus.Registerer) error {
 			return count(k.upload)
 		}
 	}
+	all = append(all, metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_authz_records_failing",
+		Help: "1 while the file of decision records cannot be written."}, k.writing.failing)))
 	return errors.Join(append(all,
+		counter("writ_authz_records_write_failures_total", "Writes to the file of decision records that failed.", nil, k.writing.failed.Load),
 		counter(dropped, droppedHelp, prometheus.Labels{"reason": "upload"}, uploaded((*audit.Upload).Dropped)),
 		counter("writ_authz_records_written_total", "Decision records written.", nil, func() uint64 { return k.ring.Count(audit.Written) }),
 		counter("writ_authz_records_sampled_out_total", "Decision records left out by sampling.", nil, func() uint64 { return k.ring.Count(audit.Sampled) }),
 		counter("writ_authz_records_uploaded_total", "Decision records that the receiver took.", nil, uploaded((*audit.Upload).Sent)))...)
+}
+
+// health adds what is wrong with the file and the receiver. Only required records that cannot be written keep the node from its job:
+// everything else goes on without them.
+func (k *recordKeeper) health(h *health) {
+	if k.lines != nil {
+		h.Parts["records"] = "ok"
+		if wrong := k.rotating.now(); wrong != "" {
+			h.Parts["records"] = "written, but no new file can be begun " + wrong
+		}
+		switch wrong := k.writing.now(); {
+		case wrong != "" && k.required:
+			h.Status = "degraded"
+			h.Parts["records"] = "cannot be written, and requests are denied once there is no room for more of them (P5005), " + wrong
+		case wrong != "":
+			h.Parts["records"] = "cannot be written, and are lost (P5005), " + wrong
+		}
+	}
 }
 
 // path is the file of records, empty where there is none.

@@ -34,6 +34,7 @@ const (
 	StoreFull         Code = "P5002" // no space left
 	StoreDamaged      Code = "P5003" // the store failed its integrity check
 	StoreInUse        Code = "P5004" // another process has the store open
+	RecordsUnwritten  Code = "P5005" // a file of records cannot be written
 	BadRequestForSVID Code = "P6001" // a CSR or signing request is refused
 	AuthorityMissing  Code = "P6002" // no active authority
 	LintRefused       Code = "P6003" // the drafted certificate breaks a rule of the standard

@@ -269,6 +269,19 @@ func storePages() []Page {
 			"One data directory serves one server; the one that runs goes on undisturbed.",
 			[]string{"a second `writ server run` or `writ dev` on the same data directory"},
 			[]string{"stop the other one, or choose another `data_dir`"}},
+		{RecordsUnwritten, "a file of records cannot be written",
+			"What is decided, or was done, does not reach the file for now. Decision records that are `required` wait, and once there is no more room " +
+				"for them requests are denied with 503; others are lost and counted. The server's audit file loses nothing: its rows wait in the store.",
+			[]string{
+				"the volume of `authz.records` or `audit.file` is full, or a quota is used up",
+				"the disk fails, was made read-only, or does not answer",
+				"the folder is not the daemon's to write in, so that no new file can be begun when one is full",
+			},
+			[]string{
+				"/healthz says what the write failed with, and since when; the log names the file",
+				"make room on that volume; writing goes on by itself: `df -h` and `df -i` show what is used up",
+				"a smaller `rotate` keeps less of the decision records from then on",
+			}},
 		{StoreNewer, "a newer writ wrote the store",
 			"The schema is one that this version does not know. It was not touched.",
 			[]string{"the binary was rolled back further than the store was migrated"},

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-dev/writ/audit"
+)
+
+// smallDisk is a volume of its own, of one MiB.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	folder := t.TempDir()
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", 0, "size=1m,mode=0700"); err != nil {
+		t.Fatalf("mount a small disk, which needs root: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(folder, syscall.MNT_DETACH) })
+	return folder
+}
+
+// fillDisk leaves no room, and gives the file that takes it.
+func fillDisk(t *testing.T, folder string) string {
+	t.Helper()
+	filler := filepath.Join(folder, "filler")
+	if err := os.WriteFile(filler, make([]byte, 2<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+	return filler
+}
+
+// until waits for what happens beside the test.
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func logTo(t *testing.T) (*slog.Logger, func() string) {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = file.Close() })
+	return logConfig{}.logger(file), func() string {
+		text, err := os.ReadFile(file.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+}
+
+// value is that of a metric.
+func value(t *testing.T, r *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.Metric[0].GetCounter().GetValue() + f.Metric[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return 0
+}
+
+// A full disk is told of where people look, once, and keeps the node from its job only where records are required.
+func TestFullDiskOfDecisionRecordsIsTold(t *testing.T) {
+	for _, required := range []bool{true, false} {
+		t.Run(fmt.Sprintf("required %t", required), func(t *testing.T) {
+			folder := smallDisk(t)
+			log, said := logTo(t)
+			metrics := prometheus.NewRegistry()
+			k, err := newRecordKeeper(recordsConfig{File: filepath.Join(folder, "d.jsonl"), Required: required}, "", "example.org", log, metrics)
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked := func() health {
+				h := health{Status: "ok", Parts: map[string]string{}}
+				k.health(&h)
+				return h
+			}
+			taken := 0
+			put := func() {
+				if k.ring.Put(&audit.Decision{DecisionID: strconv.Itoa(taken), Path: "/" + strings.Repeat("x", 5000)}) {
+					taken++
+				}
+			}
+			put()
+			until(t, "the first record is written", func() bool { return k.ring.Count(audit.Written) == 1 })
+			if h := asked(); h.Status != "ok" || h.Parts["records"] != "ok" {
+				t.Errorf("with room health is %+v", h)
+			}
+
+			filler := fillDisk(t, folder)
+			put()
+			until(t, "health tells of the full disk", func() bool { return asked().Parts["records"] != "ok" })
+			h := asked()
+			for _, part := range []string{"since 20", "no space left on device", "P5005", "d.jsonl"} {
+				if !strings.Contains(h.Parts["records"], part) {
+					t.Errorf("health does not say %q: %s", part, h.Parts["records"])
+				}
+			}
+			if (h.Status == "degraded") != required {
+				t.Errorf("the status is %s", h.Status)
+			}
+			for range 20 { // each of these fails, or waits behind what does
+				put()
+			}
+			if required {
+				until(t, "the write is tried again", func() bool { return value(t, metrics, "writ_authz_records_write_failures_total") > 2 })
+			}
+			if value(t, metrics, "writ_authz_records_write_failures_total") < 1 || value(t, metrics, "writ_authz_records_failing") != 1 {
+				t.Error("the metrics do not show the failing writes")
+			}
+
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+			put()
+			until(t, "health is well again", func() bool { return asked().Parts["records"] == "ok" })
+			if h := asked(); h.Status != "ok" || value(t, metrics, "writ_authz_records_failing") != 0 {
+				t.Errorf("with room again health is %+v", h)
+			}
+			k.close()
+			text, err := os.ReadFile(k.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lost := taken - strings.Count(string(text), "\n"); required && lost != 0 || lost != int(k.ring.Dropped()) {
+				t.Errorf("%d of %d records are lost, %d are counted", lost, taken, k.ring.Dropped())
+			}
+			for _, line := range []string{`"decision records cannot be written"`, `"decision records are written again"`} {
+				if n := strings.Count(said(), line); n != 1 {
+					t.Errorf("%d lines of the log say %s", n, line)
+				}
+			}
+			for _, part := range []string{`"code":"P5005"`, `"file":"` + k.file + `"`, `"fix":"make room`, `"elapsed":`} {
+				if !strings.Contains(said(), part) {
+					t.Errorf("the log does not say %s:\n%s", part, said())
+				}
+			}
+		})
+	}
+}
+
+// An error of a write that is late may not be taken for that of the disk's next answer.
+func TestWriteThatHangsIsToldOfBeforeItEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		wrong := fileTrouble(slog.New(slog.NewTextHandler(&out, nil)), "f", "fails", "works")
+		end := wrong.begin()
+		time.Sleep(hangs - time.Second)
+		if got := wrong.now(); got != "" {
+			t.Errorf("too early: %s", got)
+		}
+		time.Sleep(2 * time.Second)
+		if got := wrong.now(); !strings.Contains(got, "a write has not ended after 5s") {
+			t.Errorf("a write hangs and health says %q", got)
+		}
+		end(nil)
+		time.Sleep(time.Minute)
+		if wrong.now() != "" || strings.Count(out.String(), "\n") != 2 {
+			t.Errorf("it ended; health says %q, the log\n%s", wrong.now(), out.String())
+		}
+	})
+}
+
+func TestFileThatCannotBeRotatedIsWrittenAndToldOf(t *testing.T) {
+	folder := t.TempDir()
+	file := filepath.Join(folder, "d.jsonl")
+	if err := os.MkdirAll(filepath.Join(file+".1", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	log, said := logTo(t)
+	config := recordsConfig{File: file, Required: true, Rotate: rotateConfig{Megabytes: 1, Files: 1}}
+	k, err := newRecordKeeper(config, "", "example.org", log, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	asked := func() health {
+		h := health{Status: "ok", Parts: map[string]string{}}
+		k.health(&h)
+		return h
+	}
+	until(t, "health tells of it", func() bool {
+		k.ring.Put(&audit.Decision{Path: strings.Repeat("x", 100<<10)})
+		return strings.HasPrefix(asked().Parts["records"], "written, but no new file can be begun since 20")
+	})
+	if h := asked(); h.Status != "ok" || k.ring.Dropped() != 0 {
+		t.Errorf("records are written; health is %+v, %d are lost", h, k.ring.Dropped())
+	}
+	if strings.Count(said(), `"decision records cannot be rotated"`) != 1 {
+		t.Errorf("the log says\n%s", said())
+	}
+}
+
+func TestTroubleShowsNoAddressThatMayHoldAKey(t *testing.T) {
+	wrong := &trouble{log: slog.New(slog.DiscardHandler)}
+	wrong.note(fmt.Errorf("send: %w", &url.Error{Op: "Post", URL: "https://c.example/logs?key=SECRET", Err: errors.Join(errors.New("a"), errors.New("b"))}))
+	if got := wrong.now(); strings.Contains(got, "SECRET") || !strings.HasSuffix(got, ": a; b") {
+		t.Errorf("health says %q", got)
+	}
+}
