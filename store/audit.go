@@ -78,7 +78,7 @@ type Sink interface {
 }
 
 // Follow feeds a sink from the rows until ctx ends, which is no error. It begins after what the sink holds, so nothing is lost
-// to a crash; a sink that fails is tried again.
+// to a crash; a sink that fails is tried again, and says itself what is wrong.
 func (db *DB) Follow(ctx context.Context, s Sink) error {
 	after, err := db.resume(ctx, s)
 	if err != nil {
@@ -87,18 +87,20 @@ func (db *DB) Follow(ctx context.Context, s Sink) error {
 	for failing := false; ctx.Err() == nil; {
 		came := db.audited.wait()
 		rows, err := db.AuditRows(ctx, after, feedLength)
+		switch {
+		case err != nil && !failing && ctx.Err() == nil:
+			db.config.Log.ErrorContext(ctx, "audit rows cannot be read", "err", err)
+		case err == nil && failing:
+			db.config.Log.WarnContext(ctx, "audit rows are read again")
+		}
+		failing = err != nil
 		if err == nil && len(rows) > 0 {
 			err = s.Feed(rows)
 		}
-		if err != nil && ctx.Err() == nil {
-			if !failing {
-				db.config.Log.ErrorContext(ctx, "audit rows wait for their sink", "err", err)
-			}
-			failing = true
+		if err != nil {
 			pause(ctx, feedAgain)
 			continue
 		}
-		failing = false
 		if len(rows) > 0 {
 			after = rows[len(rows)-1].ID
 			continue

@@ -39,6 +39,7 @@ type serverDaemon struct {
 	jwt       *ca.JWTAuthority
 	server    *server.Server
 	lines     *audit.Lines // nil without audit.file
+	feeding   *trouble     // of lines
 
 	node, admin       net.Listener
 	oidcAt            net.Listener // nil without oidc
@@ -88,6 +89,11 @@ func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metr
 	}
 	if c.Audit.File != "" {
 		if d.lines, err = audit.OpenLines(c.Audit.File); err != nil {
+			return d, err
+		}
+		d.feeding = fileTrouble(log, c.Audit.File, "the audit file cannot be written", "the audit file is written again")
+		if err := metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_server_audit_failing",
+			Help: "1 while the audit file cannot be written."}, d.feeding.failing)); err != nil {
 			return d, err
 		}
 	}
@@ -224,7 +230,7 @@ func (d *serverDaemon) run(ctx context.Context) error {
 		g.Go(func() error { return d.serveOIDC(ctx, s) })
 	}
 	if d.lines != nil {
-		g.Go(func() error { return d.store.Follow(ctx, d.lines) })
+		g.Go(func() error { return d.store.Follow(ctx, notedSink{d.lines, d.feeding}) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -240,10 +246,17 @@ func (d *serverDaemon) run(ctx context.Context) error {
 
 // health says whether this server can do its job now.
 func (d *serverDaemon) health() health {
+	h := health{Status: "ok", Parts: map[string]string{"server": "ok"}}
 	if err := d.server.Ready(); err != nil {
-		return health{Status: "degraded", Parts: map[string]string{"server": err.Error()}}
+		h.Status, h.Parts["server"] = "degraded", err.Error()
 	}
-	return health{Status: "ok", Parts: map[string]string{"server": "ok"}}
+	if d.feeding != nil { // no reason to be degraded: the rows are in the store and wait there
+		h.Parts["audit"] = "ok"
+		if wrong := d.feeding.now(); wrong != "" {
+			h.Parts["audit"] = "the file cannot be written, and rows wait in the store (P5005), " + wrong
+		}
+	}
+	return h
 }
 
 // close lets go of what is open; it may be called for a daemon that came only half into being.

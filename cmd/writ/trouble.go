@@ -127,3 +127,17 @@ func (f notedFile) Write(p []byte) (int, error) {
 	f.turning.note(f.lines.Unrotated())
 	return n, err
 }
+
+// notedSink is the server's audit file.
+type notedSink struct {
+	*audit.Lines
+	writing *trouble
+}
+
+// Feed appends rows.
+func (s notedSink) Feed(rows []audit.Row) error {
+	end := s.writing.begin()
+	err := s.Lines.Feed(rows)
+	end(err)
+	return err
+}

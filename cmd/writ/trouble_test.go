@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,7 +17,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/writ-dev/writ/api/adminv1"
 	"github.com/writ-dev/writ/audit"
 )
 
@@ -220,5 +223,63 @@ func TestTroubleShowsNoAddressThatMayHoldAKey(t *testing.T) {
 	wrong.note(fmt.Errorf("send: %w", &url.Error{Op: "Post", URL: "https://c.example/logs?key=SECRET", Err: errors.Join(errors.New("a"), errors.New("b"))}))
 	if got := wrong.now(); strings.Contains(got, "SECRET") || !strings.HasSuffix(got, ": a; b") {
 		t.Errorf("health says %q", got)
+	}
+}
+
+// The rows are in the store: a full disk keeps them from the file, and the server from nothing.
+func TestFullDiskOfTheAuditFileIsTold(t *testing.T) {
+	folder, sockets := smallDisk(t), t.TempDir()
+	log, said := logTo(t)
+	file := filepath.Join(folder, "audit.jsonl")
+	c := serverConfig{TrustDomain: "example.org", DataDir: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0",
+		AdminSocket: filepath.Join(sockets, "a.sock")}
+	c.Audit.File = file
+	ctx, stop := context.WithCancel(t.Context())
+	metrics := prometheus.NewRegistry()
+	d, err := newServerDaemon(ctx, c.withDefaults(), log, metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- d.run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	until(t, "the first rows are in the file", func() bool { info, err := os.Stat(file); return err == nil && info.Size() > 0 })
+	if h := d.health(); h.Status != "ok" || h.Parts["audit"] != "ok" {
+		t.Errorf("with room health is %+v", h)
+	}
+
+	filler := fillDisk(t, folder)
+	tokens := 0
+	until(t, "health tells of the full disk", func() bool {
+		err := callAdmin(ctx, c.AdminSocket, func(ctx context.Context, admin adminv1.AdminClient) error {
+			_, err := admin.CreateToken(ctx, &adminv1.CreateTokenRequest{Ttl: durationpb.New(time.Minute)})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens++
+		return strings.Contains(d.health().Parts["audit"], "no space left on device")
+	})
+	if h := d.health(); h.Status != "ok" || value(t, metrics, "writ_server_audit_failing") != 1 {
+		t.Errorf("the server can do its job; health is %+v", h)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "health is well again", func() bool { return d.health().Parts["audit"] == "ok" })
+	until(t, "every row is in the file", func() bool {
+		text, err := os.ReadFile(file)
+		return err == nil && strings.Count(string(text), `"token create"`) == tokens
+	})
+	for _, line := range []string{`"the audit file cannot be written"`, `"the audit file is written again"`} {
+		if n := strings.Count(said(), line); n != 1 {
+			t.Errorf("%d lines of the log say %s", n, line)
+		}
 	}
 }
