@@ -38,7 +38,7 @@ import (
 type agentDaemon struct {
 	config  agentConfig
 	log     *slog.Logger
-	metrics *prometheus.Registry
+	metrics prometheus.Registerer
 	agent   *agent.Agent
 
 	workloads *workloadapi.Handler
@@ -63,7 +63,7 @@ type agentParts struct {
 }
 
 // newAgentDaemon opens everything that the configuration names; whatever fails closes what was open.
-func newAgentDaemon(ctx context.Context, c agentConfig, parts agentParts, log *slog.Logger, metrics *prometheus.Registry) (d *agentDaemon, err error) {
+func newAgentDaemon(ctx context.Context, c agentConfig, parts agentParts, log *slog.Logger, metrics prometheus.Registerer) (d *agentDaemon, err error) {
 	d = &agentDaemon{config: c, log: log, metrics: metrics}
 	defer func() {
 		if err != nil {
@@ -86,7 +86,7 @@ func newAgentDaemon(ctx context.Context, c agentConfig, parts agentParts, log *s
 }
 
 // newAgent gives the agent for a configuration, proving itself by what the configuration and the token name.
-func newAgent(c agentConfig, parts agentParts, log *slog.Logger, metrics *prometheus.Registry) (*agent.Agent, error) {
+func newAgent(c agentConfig, parts agentParts, log *slog.Logger, metrics prometheus.Registerer) (*agent.Agent, error) {
 	config := agent.Config{DataDir: c.DataDir, Server: c.Server, Log: log, Registerer: metrics}
 	if c.TrustDomain != "" {
 		domain, err := c.domain()

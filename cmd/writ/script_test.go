@@ -4,19 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -35,8 +30,7 @@ func TestMain(m *testing.M) {
 // `ready FILE`, which waits for a ready file and sets WRIT_ADMIN, SPIFFE_ENDPOINT_SOCKET and the like from it, and
 // `eventually COMMAND...`, which runs a writ command until it ends with 0, `check SOURCE METHOD PATH`, which asks ext_authz as Envoy
 // does, waits for the record and sets ID, and `private FILE...`, which says that nobody but the owner may open them. `reflects [ADDRESS SERVICE...]`
-// says that ext_authz lists its services, `documented` compares /metrics with the table of docs/operations.md.
-// `process VAR PROGRAM ARGS...` starts a process and sets VAR to its id.
+// says that ext_authz lists its services, and `process VAR PROGRAM ARGS...` starts a process and sets VAR to its id.
 func TestCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -44,7 +38,7 @@ func TestCommands(t *testing.T) {
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "documented": documented, "reflects": reflects,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "eventually": eventually, "check": check, "private": private, "reflects": reflects,
 			"process": process},
 	})
 }
@@ -173,31 +167,5 @@ func private(ts *testscript.TestScript, neg bool, args []string) {
 		if info.Mode().Perm() != 0o600 {
 			ts.Fatalf("%s has mode %04o", name, info.Mode().Perm())
 		}
-	}
-}
-
-var (
-	metricLine = regexp.MustCompile(`(?m)^# TYPE (writ_[a-z_]+) ([a-z]+)$`)
-	metricRow  = regexp.MustCompile("(?m)^\\| `(writ_[a-z_]+)` \\| ([a-z]+) \\|")
-)
-
-func documented(ts *testscript.TestScript, neg bool, args []string) {
-	page, err := os.ReadFile("../../docs/operations.md")
-	ts.Check(err)
-	answer, err := http.Get(ts.Getenv("METRICS"))
-	ts.Check(err)
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	ts.Check(err)
-	list := func(text []byte, form *regexp.Regexp) (out []string) {
-		for _, m := range form.FindAllSubmatch(text, -1) {
-			out = append(out, string(m[1])+" "+string(m[2]))
-		}
-		slices.Sort(out)
-		return out
-	}
-	served, written := list(text, metricLine), list(page, metricRow)
-	if diff := cmp.Diff(served, written); diff != "" || len(served) == 0 {
-		ts.Fatalf("metrics served and in docs/operations.md (-served +documented):\n%s", diff)
 	}
 }

@@ -67,7 +67,7 @@ var verifiers = map[string]func(verifierConfig, *store.DB) (attest.Verifier, err
 }
 
 // newServerDaemon opens everything that the configuration names; whatever fails closes what was open.
-func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metrics *prometheus.Registry) (d *serverDaemon, err error) {
+func newServerDaemon(ctx context.Context, c serverConfig, log *slog.Logger, metrics prometheus.Registerer) (d *serverDaemon, err error) {
 	d = &serverDaemon{config: c, log: log}
 	defer func() {
 		if err != nil {
