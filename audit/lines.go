@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Lines is a file of JSON lines, 0600, appended to by one process and by one goroutine at a time.
@@ -130,8 +134,8 @@ func (l *Lines) append(p []byte, sync bool) error {
 // Close syncs and closes the file.
 func (l *Lines) Close() error { return errors.Join(l.file.Sync(), l.file.Close()) }
 
-// appendLine writes v as one line. Nothing in it can steer a terminal: encoding/json escapes the control characters below space,
-// and what it lets through, DEL and U+0080 to U+009F, is escaped here. Outside strings JSON has neither.
+// appendLine writes v as one line. Nothing in it can steer a terminal or show another text than it is: encoding/json escapes the
+// control characters below space, and what it lets through is escaped here. Outside strings JSON has nothing of that.
 func appendLine(out *bytes.Buffer, v any) error {
 	start := out.Len()
 	enc := json.NewEncoder(out)
@@ -140,22 +144,37 @@ func appendLine(out *bytes.Buffer, v any) error {
 		out.Truncate(start)
 		return err
 	}
-	line := out.Bytes()[start:]
-	if !bytes.ContainsRune(line, 0x7f) && bytes.IndexByte(line, 0xc2) < 0 {
-		return nil
-	}
-	line = bytes.Clone(line)
-	out.Truncate(start)
-	for i := 0; i < len(line); i++ {
-		switch b := line[i]; {
-		case b == 0x7f:
-			out.WriteString(`\u007f`)
-		case b == 0xc2 && i+1 < len(line) && line[i+1] >= 0x80 && line[i+1] < 0xa0:
-			i++
-			fmt.Fprintf(out, `\u%04x`, line[i])
-		default:
-			out.WriteByte(b)
-		}
+	if line := out.Bytes()[start:]; slices.IndexFunc(line, func(b byte) bool { return b >= 0x7f }) >= 0 {
+		line = bytes.Clone(line)
+		out.Truncate(start)
+		escape(out, line)
 	}
 	return nil
+}
+
+// escape writes a line of JSON of the same value, in UTF-8.
+func escape(out *bytes.Buffer, line []byte) {
+	for len(line) > 0 {
+		if line[0] < 0x7f {
+			out.WriteByte(line[0])
+			line = line[1:]
+			continue
+		}
+		r, size := utf8.DecodeRune(line)
+		switch {
+		case !Misleads(r) && (r != utf8.RuneError || size > 1):
+			out.Write(line[:size])
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(out, `\u%04x\u%04x`, high, low)
+		default: // of bytes that are no UTF-8 every reader of JSON makes U+FFFD
+			fmt.Fprintf(out, `\u%04x`, r)
+		}
+		line = line[size:]
+	}
+}
+
+// Misleads says that a character is a control, turns the direction of text, or cannot be seen: a terminal would show another text than there is.
+func Misleads(r rune) bool {
+	return r >= 0x7f && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -126,6 +127,39 @@ func TestLineCannotSteerATerminal(t *testing.T) {
 	}
 	if diff := cmp.Diff(d.Path, back.Path); diff != "" {
 		t.Errorf("the path does not read back (-want +got):\n%s", diff)
+	}
+}
+
+// People read records with less and cat: what turns the direction of text, or cannot be seen, would show them another line.
+func TestLineShowsWhatItIs(t *testing.T) {
+	hidden := "\u00ad\u034f\u061c\u115f\u180e\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2064\u2066\u2067\u2068\u2069" +
+		"\u206f\u3164\ufe0f\ufeff\uffa0\ufff9\ufffb\U0001d173\U000e0001\U000e0041\U000e007f\U000e0100"
+	shown := "/é/日本語/שלום/🙂/\ufffd"
+	path := filepath.Join(t.TempDir(), "decisions.jsonl")
+	ring := audit.NewRing(openLines(t, path), audit.RingConfig{Size: 8})
+	text := shown + hidden + shown
+	input := `{"` + hidden + `":"` + shown + hidden + "\x9b" + `\u202e"}` // as a policy's own masking may give it, with a byte that is no UTF-8
+	ring.Put(&audit.Decision{Path: text, Source: text, Input: json.RawMessage(input)})
+	if err := ring.Close(); err != nil {
+		t.Fatal(err)
+	}
+	line := read(t, path)
+	if strings.ContainsAny(line, hidden) || strings.Contains(line, "\x9b") || !utf8.ValidString(line) {
+		t.Errorf("the line shows not what it is: %q", line)
+	}
+	if !strings.Contains(line, shown+`\u00ad`) || !strings.Contains(line, `\u202e`) || !strings.Contains(line, `\udb40\udc41`) {
+		t.Errorf("the line does not show the text, or escapes otherwise than JSON: %s", line)
+	}
+	var want, back any
+	got, err := audit.ParseDecision([]byte(line))
+	if err == nil {
+		err = errors.Join(json.Unmarshal([]byte(input), &want), json.Unmarshal(got.Input.(json.RawMessage), &back))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Path != text || got.Source != text || !cmp.Equal(want, back) {
+		t.Errorf("the record does not read back: %+v", got)
 	}
 }
 

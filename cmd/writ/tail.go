@@ -141,7 +141,7 @@ func visible(s string) string {
 	var out strings.Builder
 	for _, r := range s {
 		switch {
-		case unicode.IsPrint(r):
+		case unicode.IsPrint(r) && !audit.Misleads(r):
 			out.WriteRune(r)
 		case r > 0xffff:
 			high, low := utf16.EncodeRune(r)
