@@ -49,8 +49,28 @@ type Query struct {
 // lookEvery is how often a followed file is looked at.
 const lookEvery = 100 * time.Millisecond
 
+// Unreadable is that some lines were no decisions. All others were given.
+type Unreadable struct {
+	Lines int
+	File  string // of the oldest that was looked at
+	Line  int    // its number there, from 1
+	Err   error  // what is wrong with it
+}
+
+// Error names how many there are, and where the first is.
+func (u *Unreadable) Error() string {
+	if u.Lines == 1 {
+		return fmt.Sprintf("line %d of %s cannot be read: %v", u.Line, u.File, u.Err)
+	}
+	return fmt.Sprintf("%d lines cannot be read, the first is line %d of %s: %v", u.Lines, u.Line, u.File, u.Err)
+}
+
+// Unwrap gives the cause.
+func (u *Unreadable) Unwrap() error { return u.Err }
+
 // Tail gives to emit the wanted lines of a file of decisions and of its rotated ones, oldest first, each without its line feed.
-// A line that has no end yet is not given. Following loses no line to a rotation.
+// A line that has no end yet is not given. Following loses no line to a rotation. The error is an *Unreadable where all went well
+// but for lines that are no decisions; of those without the ID that is asked for it takes no notice.
 func Tail(ctx context.Context, path string, q Query, emit func(line []byte) error) error {
 	files, err := openAll(path)
 	if err != nil {
@@ -62,29 +82,46 @@ func Tail(ctx context.Context, path string, q Query, emit func(line []byte) erro
 	}
 	defer func() { t.close(files) }()
 	if err := t.history(ctx, files); err != nil || !q.Follow {
-		return err
+		return t.end(err)
 	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return t.end(nil)
 		case <-tick.C:
 		}
 		if err := t.step(ctx); err != nil {
-			return err
+			return t.end(err)
 		}
 	}
 }
 
 // tail is a reader's place among the files.
 type tail struct {
-	path   string
-	query  Query
-	emit   func([]byte) error
-	file   *os.File // nil while there is none
-	offset int64    // of the first line that was not read
+	path  string
+	query Query
+	emit  func([]byte) error
+	file  *os.File // nil while there is none
+	at    place    // in file: the first line that was not read
+
+	unreadable Unreadable
+	older      bool // the next that cannot be read is older than those before
+}
+
+// place is a line of a file.
+type place struct {
+	offset int64
+	line   int // how many are before it
+}
+
+// end is how it went, all in all.
+func (t *tail) end(err error) error {
+	if err == nil && t.unreadable.Lines > 0 {
+		return &t.unreadable
+	}
+	return err
 }
 
 func (t *tail) close(files []*os.File) {
@@ -100,7 +137,7 @@ func (t *tail) close(files []*os.File) {
 func (t *tail) history(ctx context.Context, files []*os.File) (err error) {
 	if t.query.Last == 0 {
 		for _, f := range files {
-			if t.offset, err = t.scan(ctx, f, 0, t.emit); err != nil {
+			if t.at, err = t.scan(ctx, f, place{}, t.emit); err != nil {
 				return err
 			}
 		}
@@ -113,7 +150,7 @@ func (t *tail) history(ctx context.Context, files []*os.File) (err error) {
 			return err
 		}
 		if i == len(files)-1 {
-			t.offset = end
+			t.at = end
 		}
 		newest = append(lines, newest...)
 	}
@@ -126,8 +163,9 @@ func (t *tail) history(ctx context.Context, files []*os.File) (err error) {
 }
 
 // newest gives the last n wanted lines of a file, and where its whole lines end.
-func (t *tail) newest(ctx context.Context, f *os.File, n int) (lines [][]byte, end int64, err error) {
-	end, err = t.scan(ctx, f, 0, func(line []byte) error {
+func (t *tail) newest(ctx context.Context, f *os.File, n int) (lines [][]byte, end place, err error) {
+	t.older = true
+	end, err = t.scan(ctx, f, place{}, func(line []byte) error {
 		lines = append(lines, line)
 		if len(lines) > n {
 			lines = lines[1:]
@@ -154,7 +192,7 @@ func (t *tail) step(ctx context.Context) error {
 		if t.file != nil {
 			_ = t.file.Close()
 		}
-		t.file, t.offset = next, 0
+		t.file, t.at = next, place{}
 	}
 }
 
@@ -162,17 +200,17 @@ func (t *tail) rest(ctx context.Context) error {
 	if t.file == nil {
 		return nil
 	}
-	if info, err := t.file.Stat(); err == nil && info.Size() < t.offset {
-		t.offset = 0 // cut by someone else
+	if info, err := t.file.Stat(); err == nil && info.Size() < t.at.offset {
+		t.at = place{} // cut by someone else
 	}
-	end, err := t.scan(ctx, t.file, t.offset, t.emit)
-	t.offset = end
+	end, err := t.scan(ctx, t.file, t.at, t.emit)
+	t.at = end
 	return err
 }
 
-// scan visits the wanted whole lines from an offset on, and gives the offset after the last whole one.
-func (t *tail) scan(ctx context.Context, f *os.File, from int64, visit func([]byte) error) (int64, error) {
-	r := bufio.NewReaderSize(io.NewSectionReader(f, from, 1<<62), 256<<10)
+// scan visits the wanted whole lines from a place on, and gives the place after the last whole one.
+func (t *tail) scan(ctx context.Context, f *os.File, from place, visit func([]byte) error) (place, error) {
+	r := bufio.NewReaderSize(io.NewSectionReader(f, from.offset, 1<<62), 256<<10)
 	for n := 0; ; n++ {
 		if n%1024 == 0 && ctx.Err() != nil {
 			return from, ctx.Err()
@@ -183,9 +221,13 @@ func (t *tail) scan(ctx context.Context, f *os.File, from int64, visit func([]by
 		} else if err != nil {
 			return from, fmt.Errorf("read records: %w", err)
 		}
-		from += int64(len(line))
+		from = place{from.offset + int64(len(line)), from.line + 1}
 		line = line[:len(line)-1]
-		if !t.wants(line) {
+		wanted, err := t.wants(line)
+		if err != nil {
+			t.cannotRead(f.Name(), from.line, err)
+		}
+		if !wanted {
 			continue
 		}
 		if err := visit(line); err != nil {
@@ -194,12 +236,21 @@ func (t *tail) scan(ctx context.Context, f *os.File, from int64, visit func([]by
 	}
 }
 
-func (t *tail) wants(line []byte) bool {
-	if t.query.ID != "" && !bytes.Contains(line, []byte(t.query.ID)) {
-		return false
+func (t *tail) wants(line []byte) (bool, error) {
+	if t.query.ID != "" && !bytes.Contains(line, []byte(t.query.ID)) || len(bytes.TrimSpace(line)) == 0 {
+		return false, nil
 	}
 	d, err := ParseDecision(line)
-	return err == nil && t.query.Match(d)
+	return err == nil && t.query.Match(d), err
+}
+
+// cannotRead counts a line, and remembers the oldest.
+func (t *tail) cannotRead(file string, line int, err error) {
+	if t.unreadable.Lines == 0 || t.older {
+		t.unreadable.File, t.unreadable.Line, t.unreadable.Err = file, line, err
+	}
+	t.unreadable.Lines++
+	t.older = false
 }
 
 // ParseDecision reads a line; its Input is left as it stands.

@@ -216,9 +216,6 @@ func TestQueriesFindWhatTheyAskFor(t *testing.T) {
 	} {
 		writeLine(t, lines, d)
 	}
-	if _, err := lines.Write([]byte("no record\n")); err != nil {
-		t.Fatal(err)
-	}
 	for name, test := range map[string]struct {
 		query audit.Query
 		want  []string
@@ -309,4 +306,75 @@ func TestHalfALineIsNotGiven(t *testing.T) {
 	if !slices.Equal(got, []string{whole, second}) {
 		t.Errorf("got %q", got)
 	}
+}
+
+func TestLinesThatCannotBeReadAreToldOf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "decisions.jsonl")
+	good := func(id string) string { return decisionLine(t, audit.Decision{DecisionID: id}) }
+	for name, text := range map[string]string{
+		path + ".2": good("1") + "\n" + good("2") + "{\"decision_id\":\"3\n" + good("4"),
+		path + ".1": "no JSON\n" + good("5"),
+		path:        good("6") + "[]\n" + good("7") + `{"torn`,
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, test := range map[string]struct {
+		query audit.Query
+		want  []string
+		lines int
+		file  string
+		line  int
+	}{
+		"all":                                    {audit.Query{}, strings.Fields("1 2 4 5 6 7"), 3, path + ".2", 4},
+		"the newest: what is not looked at":      {audit.Query{Last: 2}, strings.Fields("6 7"), 1, path, 2},
+		"the newest of several: the oldest line": {audit.Query{Last: 3}, strings.Fields("5 6 7"), 2, path + ".1", 1},
+		"all by number":                          {audit.Query{Last: 100}, strings.Fields("1 2 4 5 6 7"), 3, path + ".2", 4},
+		"an id: only what might be it":           {audit.Query{Filter: audit.Filter{ID: "3"}}, nil, 1, path + ".2", 4},
+		"an id that is in no broken line":        {audit.Query{Filter: audit.Filter{ID: "4"}}, strings.Fields("4"), 0, "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			err := audit.Tail(t.Context(), path, test.query, func(line []byte) error {
+				d, err := audit.ParseDecision(line)
+				got = append(got, d.DecisionID)
+				return err
+			})
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("what can be read (-want +got):\n%s", diff)
+			}
+			var u *audit.Unreadable
+			if !errors.As(err, &u) {
+				if test.lines != 0 || err != nil {
+					t.Fatalf("the error is %v", err)
+				}
+				return
+			}
+			if u.Lines != test.lines || u.File != test.file || u.Line != test.line {
+				t.Errorf("%v; want %d, the first line %d of %s", u, test.lines, test.line, test.file)
+			}
+		})
+	}
+	t.Run("followed", func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		err := audit.Tail(ctx, path, audit.Query{Last: 1, Follow: true}, func(line []byte) error {
+			switch d, _ := audit.ParseDecision(line); d.DecisionID {
+			case "7":
+				f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+				if err != nil {
+					return err
+				}
+				_, err = f.WriteString(" is the end\n" + good("8"))
+				return errors.Join(err, f.Close())
+			case "8":
+				stop()
+			}
+			return nil
+		})
+		var u *audit.Unreadable
+		if !errors.As(err, &u) || u.Lines != 2 || u.Line != 2 {
+			t.Errorf("the error is %v, want two lines, the first the second", err)
+		}
+	})
 }

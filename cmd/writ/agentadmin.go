@@ -14,6 +14,9 @@ import (
 // decisionsPath is where the agent's admin socket gives decisions, as JSON lines.
 const decisionsPath = "/v1/decisions"
 
+// unreadableTrailer says after them which lines of the file are no decisions.
+const unreadableTrailer = "Writ-Unreadable"
+
 // listenAdmin opens this node's admin socket, for operators of the group writ. It only answers, and changes nothing.
 func (d *agentDaemon) listenAdmin() (err error) {
 	if d.admin, err = peer.Listen(d.config.AdminSocket, fs.FileMode(d.config.adminMode)); err != nil {
@@ -57,6 +60,10 @@ func (d *agentDaemon) serveDecisions(w http.ResponseWriter, r *http.Request) {
 		}
 		return out.Flush()
 	})
+	if unreadable := (*audit.Unreadable)(nil); errors.As(err, &unreadable) {
+		w.Header().Set(http.TrailerPrefix+unreadableTrailer, unreadable.Error())
+		return
+	}
 	if err != nil && !errors.Is(err, r.Context().Err()) {
 		d.log.WarnContext(r.Context(), "decisions not read to the end", "err", err)
 		panic(http.ErrAbortHandler) // so that the client does not take what it has for all

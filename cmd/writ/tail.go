@@ -36,7 +36,7 @@ func newTailDecisionsCommand() *cobra.Command {
 		Use:   "decisions",
 		Short: "Show this node's decisions",
 		Long: `Shows the decision records of this node: those of its agent, asked over the agent's admin socket, or those of a file and its
-rotated ones. A * at the end of --source or --path stands for any rest.`,
+rotated ones. A * at the end of --source or --path stands for any rest. Ends with 1 after all others where lines could not be read.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, o := range q.Outcomes {
@@ -78,10 +78,13 @@ func tailDecisions(ctx context.Context, q audit.Query, socket, file, form string
 		if _, err = os.Stat(file); err == nil {
 			err = audit.Tail(ctx, file, q, emit)
 		}
+		if unreadable := (*audit.Unreadable)(nil); errors.As(err, &unreadable) {
+			err = unreadableLines(unreadable.Error())
+		}
 	} else {
 		err = askAgent(ctx, socket, q, emit)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && (ctx.Err() == nil || errors.As(err, new(unreadableLines))) {
 		return err
 	}
 	if q.ID != "" && !found {
@@ -89,6 +92,12 @@ func tailDecisions(ctx context.Context, q audit.Query, socket, file, form string
 	}
 	return nil
 }
+
+// unreadableLines is that all went well but for some lines, and which these are.
+type unreadableLines string
+
+// Error is the text.
+func (u unreadableLines) Error() string { return string(u) }
 
 // askAgent reads decisions over the agent's admin socket.
 func askAgent(ctx context.Context, socket string, q audit.Query, emit func([]byte) error) error {
@@ -103,6 +112,9 @@ func askAgent(ctx context.Context, socket string, q audit.Query, emit func([]byt
 	for {
 		line, err := in.ReadBytes('\n')
 		if errors.Is(err, io.EOF) && len(line) == 0 {
+			if unreadable := answer.Trailer.Get(unreadableTrailer); unreadable != "" {
+				return unreadableLines(unreadable)
+			}
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("read decisions: %w", err)
