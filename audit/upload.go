@@ -30,6 +30,7 @@ type UploadConfig struct {
 	Buffer    int               // bytes of records that may wait; 32 MiB
 	Log       *slog.Logger
 	Backoff   time.Duration // after the first failure, doubled up to a hundredfold; 500 ms
+	Tried     func(error)   // told what came of each attempt, one after the other; nobody
 }
 
 // Upload sends records to a receiver of OPA's decision logs: POST of a gzipped JSON array of events. It is a writer of JSON lines
@@ -57,6 +58,9 @@ const (
 func NewUpload(c UploadConfig) *Upload {
 	c.Chunk, c.Buffer = orElse(c.Chunk, 1<<20), orElse(c.Buffer, 32<<20)
 	c.Backoff = orElse(c.Backoff, 500*time.Millisecond)
+	if c.Tried == nil {
+		c.Tried = func(error) {}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -224,6 +228,7 @@ func (u *Upload) send(ctx context.Context, events [][]byte) bool {
 	}
 	for wait, said := u.config.Backoff, false; ; wait = min(2*wait, 100*u.config.Backoff) {
 		final, err := u.post(ctx, body)
+		u.config.Tried(err)
 		if err == nil {
 			return true
 		}

@@ -252,6 +252,9 @@ func (d *agentDaemon) health() health {
 	if d.records != nil {
 		d.records.health(&h)
 	}
+	if d.traces != nil {
+		d.traces.health(&h)
+	}
 	return h
 }
 

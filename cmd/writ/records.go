@@ -94,6 +94,7 @@ type recordKeeper struct {
 
 	required          bool
 	writing, rotating *trouble // of the file
+	sending           *trouble // of the upload
 }
 
 // newRecordKeeper gives nil where neither a file nor a receiver is configured.
@@ -124,8 +125,9 @@ func newRecordKeeper(c recordsConfig, dataDir, domain string, log *slog.Logger, 
 		for key, value := range u.Labels {
 			labels[key] = value
 		}
+		k.sending = &trouble{log: log, works: "decision records are sent again"}
 		k.upload = audit.NewUpload(audit.UploadConfig{URL: u.URL, TokenFile: u.TokenFile, Labels: labels, Client: client,
-			Chunk: u.ChunkKilobytes << 10, Buffer: u.BufferMegabytes << 20, Log: log})
+			Chunk: u.ChunkKilobytes << 10, Buffer: u.BufferMegabytes << 20, Log: log, Tried: k.sending.note})
 		sinks.second = k.upload
 	}
 	k.ring = audit.NewRing(sinks, audit.RingConfig{Size: ringSize, Patient: c.Required,
@@ -202,6 +204,12 @@ func (k *recordKeeper) health(h *health) {
 			h.Parts["records"] = "cannot be written, and requests are denied once there is no room for more of them (P5005), " + wrong
 		case wrong != "":
 			h.Parts["records"] = "cannot be written, and are lost (P5005), " + wrong
+		}
+	}
+	if k.upload != nil {
+		h.Parts["upload"] = "ok"
+		if wrong := k.sending.now(); wrong != "" {
+			h.Parts["upload"] = "the receiver takes no decision records, " + wrong
 		}
 	}
 }

@@ -44,12 +44,13 @@ type spanQueue struct {
 	sent, full, lost atomic.Uint64
 
 	complained time.Time // of the goroutine
+	sending    *trouble
 }
 
 // newSpanQueue starts sending. Shutdown ends it and closes conn.
 func newSpanQueue(exporter sdktrace.SpanExporter, conn io.Closer, log *slog.Logger) *spanQueue {
 	q := &spanQueue{exporter: exporter, conn: conn, log: log, waiting: make(chan sdktrace.ReadOnlySpan, spansWaiting),
-		closing: make(chan struct{}), done: make(chan struct{})}
+		closing: make(chan struct{}), done: make(chan struct{}), sending: &trouble{log: log, works: "spans are taken by their collector again"}}
 	go q.run()
 	return q
 }
@@ -130,6 +131,7 @@ func (q *spanQueue) send(ctx context.Context, batch []sdktrace.ReadOnlySpan) {
 	}
 	q.sent.Add(uint64(len(batch) - lost))
 	q.lost.Add(uint64(lost))
+	q.sending.note(err)
 	if err != nil && time.Since(q.complained) > complainEach {
 		q.complained = time.Now()
 		q.log.WarnContext(ctx, "spans not taken by their collector", "err", err)

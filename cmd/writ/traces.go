@@ -148,6 +148,14 @@ func (t *tracing) measure(metrics prometheus.Registerer) error {
 		counter(dropped, droppedHelp, prometheus.Labels{"reason": "export"}, t.spans.lost.Load))
 }
 
+// health adds whether spans are taken.
+func (t *tracing) health(h *health) {
+	h.Parts["traces"] = "ok"
+	if wrong := t.spans.sending.now(); wrong != "" {
+		h.Parts["traces"] = "the collector does not take all spans, " + wrong
+	}
+}
+
 // close sends what waits, for a moment.
 func (t *tracing) close() {
 	if t != nil {

@@ -6,17 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-dev/writ/api/adminv1"
@@ -42,16 +48,6 @@ func fillDisk(t *testing.T, folder string) string {
 		t.Fatalf("fill the disk: %v", err)
 	}
 	return filler
-}
-
-// until waits for what happens beside the test.
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 func logTo(t *testing.T) (*slog.Logger, func() string) {
@@ -109,14 +105,14 @@ func TestFullDiskOfDecisionRecordsIsTold(t *testing.T) {
 				}
 			}
 			put()
-			until(t, "the first record is written", func() bool { return k.ring.Count(audit.Written) == 1 })
+			eventuallyTrue(t, "the first record is written", func() bool { return k.ring.Count(audit.Written) == 1 })
 			if h := asked(); h.Status != "ok" || h.Parts["records"] != "ok" {
 				t.Errorf("with room health is %+v", h)
 			}
 
 			filler := fillDisk(t, folder)
 			put()
-			until(t, "health tells of the full disk", func() bool { return asked().Parts["records"] != "ok" })
+			eventuallyTrue(t, "health tells of the full disk", func() bool { return asked().Parts["records"] != "ok" })
 			h := asked()
 			for _, part := range []string{"since 20", "no space left on device", "P5005", "d.jsonl"} {
 				if !strings.Contains(h.Parts["records"], part) {
@@ -130,7 +126,7 @@ func TestFullDiskOfDecisionRecordsIsTold(t *testing.T) {
 				put()
 			}
 			if required {
-				until(t, "the write is tried again", func() bool { return value(t, metrics, "writ_authz_records_write_failures_total") > 2 })
+				eventuallyTrue(t, "the write is tried again", func() bool { return value(t, metrics, "writ_authz_records_write_failures_total") > 2 })
 			}
 			if value(t, metrics, "writ_authz_records_write_failures_total") < 1 || value(t, metrics, "writ_authz_records_failing") != 1 {
 				t.Error("the metrics do not show the failing writes")
@@ -140,7 +136,7 @@ func TestFullDiskOfDecisionRecordsIsTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			put()
-			until(t, "health is well again", func() bool { return asked().Parts["records"] == "ok" })
+			eventuallyTrue(t, "health is well again", func() bool { return asked().Parts["records"] == "ok" })
 			if h := asked(); h.Status != "ok" || value(t, metrics, "writ_authz_records_failing") != 0 {
 				t.Errorf("with room again health is %+v", h)
 			}
@@ -206,7 +202,7 @@ func TestFileThatCannotBeRotatedIsWrittenAndToldOf(t *testing.T) {
 		k.health(&h)
 		return h
 	}
-	until(t, "health tells of it", func() bool {
+	eventuallyTrue(t, "health tells of it", func() bool {
 		k.ring.Put(&audit.Decision{Path: strings.Repeat("x", 100<<10)})
 		return strings.HasPrefix(asked().Parts["records"], "written, but no new file can be begun since 20")
 	})
@@ -248,14 +244,14 @@ func TestFullDiskOfTheAuditFileIsTold(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	until(t, "the first rows are in the file", func() bool { info, err := os.Stat(file); return err == nil && info.Size() > 0 })
+	eventuallyTrue(t, "the first rows are in the file", func() bool { info, err := os.Stat(file); return err == nil && info.Size() > 0 })
 	if h := d.health(); h.Status != "ok" || h.Parts["audit"] != "ok" {
 		t.Errorf("with room health is %+v", h)
 	}
 
 	filler := fillDisk(t, folder)
 	tokens := 0
-	until(t, "health tells of the full disk", func() bool {
+	eventuallyTrue(t, "health tells of the full disk", func() bool {
 		err := callAdmin(ctx, c.AdminSocket, func(ctx context.Context, admin adminv1.AdminClient) error {
 			_, err := admin.CreateToken(ctx, &adminv1.CreateTokenRequest{Ttl: durationpb.New(time.Minute)})
 			return err
@@ -272,12 +268,80 @@ func TestFullDiskOfTheAuditFileIsTold(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "health is well again", func() bool { return d.health().Parts["audit"] == "ok" })
-	until(t, "every row is in the file", func() bool {
+	eventuallyTrue(t, "health is well again", func() bool { return d.health().Parts["audit"] == "ok" })
+	eventuallyTrue(t, "every row is in the file", func() bool {
 		text, err := os.ReadFile(file)
 		return err == nil && strings.Count(string(text), `"token create"`) == tokens
 	})
 	for _, line := range []string{`"the audit file cannot be written"`, `"the audit file is written again"`} {
+		if n := strings.Count(said(), line); n != 1 {
+			t.Errorf("%d lines of the log say %s", n, line)
+		}
+	}
+}
+
+func TestReceiverThatTakesNothingIsToldOf(t *testing.T) {
+	code := atomic.Int64{}
+	code.Store(http.StatusServiceUnavailable)
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(code.Load())) }))
+	defer receiver.Close()
+	log, said := logTo(t)
+	config := recordsConfig{File: "off", Upload: &receiverConfig{URL: receiver.URL}}
+	k, err := newRecordKeeper(config, "", "example.org", log, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	asked := func() health {
+		h := health{Status: "ok", Parts: map[string]string{}}
+		k.health(&h)
+		return h
+	}
+	if h := asked(); h.Status != "ok" || len(h.Parts) != 1 || h.Parts["upload"] != "ok" {
+		t.Errorf("before anything is sent health is %+v", h)
+	}
+	k.ring.Put(&audit.Decision{})
+	eventuallyTrue(t, "health tells what the receiver answered", func() bool { return strings.HasSuffix(asked().Parts["upload"], "answered 503") })
+	if h := asked(); h.Status != "ok" {
+		t.Errorf("decisions go on; health is %+v", h)
+	}
+	code.Store(http.StatusOK)
+	eventuallyTrue(t, "health is well again", func() bool { return asked().Parts["upload"] == "ok" })
+	for _, line := range []string{`"decision records not sent yet"`, `"decision records are sent again"`} {
+		if n := strings.Count(said(), line); n != 1 {
+			t.Errorf("%d lines of the log say %s", n, line)
+		}
+	}
+}
+
+func TestCollectorThatTakesNothingIsToldOf(t *testing.T) {
+	var refuses atomic.Bool
+	refuses.Store(true)
+	at := &otlp{answer: func(context.Context) (*collectorv1.ExportTraceServiceResponse, error) {
+		if refuses.Load() {
+			return nil, status.Error(codes.ResourceExhausted, "full up")
+		}
+		return &collectorv1.ExportTraceServiceResponse{}, nil
+	}}
+	log, said := logTo(t)
+	traces := traceTo(t, tracesConfig{Endpoint: at.serve(t)}, log)
+	defer traces.close()
+	part := func() string {
+		h := health{Status: "ok", Parts: map[string]string{}}
+		if traces.health(&h); h.Status != "ok" {
+			t.Errorf("decisions go on; health is %+v", h)
+		}
+		return h.Parts["traces"]
+	}
+	if part() != "ok" {
+		t.Errorf("before anything is sent health says %s", part())
+	}
+	traces.end(1)
+	eventuallyTrue(t, "health tells what the collector answered", func() bool { return strings.HasSuffix(part(), "full up") })
+	refuses.Store(false)
+	traces.end(1)
+	eventuallyTrue(t, "health is well again", func() bool { return part() == "ok" })
+	for _, line := range []string{`"spans not taken by their collector"`, `"spans are taken by their collector again"`} {
 		if n := strings.Count(said(), line); n != 1 {
 			t.Errorf("%d lines of the log say %s", n, line)
 		}
