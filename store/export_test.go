@@ -25,3 +25,11 @@ func (db *DB) ReadersSay(ctx context.Context, query string) (answer string, err 
 
 // Migrations are what brings an older store up.
 var Migrations = migrations
+
+// Fails is what the writer does with a failed transaction; for good, where the disk did not take what was written.
+func (db *DB) Fails(err error, forGood bool) {
+	db.failed(err)
+	if forGood {
+		db.failure.forGood()
+	}
+}

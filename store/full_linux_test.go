@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -54,7 +57,8 @@ func fill(t *testing.T, path string) {
 // A full disk refuses what is new and serves what is there; when there is space again nobody has to do anything.
 func TestSQLiteFullDisk(t *testing.T) {
 	ctx := context.Background()
-	h := newHouse(t, store.Config{DataDir: smallDisk(t, 6)})
+	var log lockedBuffer
+	h := newHouse(t, store.Config{DataDir: smallDisk(t, 6), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	h.issuing()
 	filler := filepath.Join(h.config.DataDir, "filler")
 	kept := map[string]bool{"orders": true, "other": true}
@@ -85,7 +89,9 @@ func TestSQLiteFullDisk(t *testing.T) {
 		if got := len(h.state().Entries); got != len(kept) || len(h.issuances()) != serials {
 			t.Fatalf("while full: %d entries, %d serials, want %d and %d", got, len(h.issuances()), len(kept), serials)
 		}
+		h.want(h.Writable(), fault.Unavailable, fault.StoreFull)
 		h.must(os.Remove(filler))
+		h.must(h.Writable()) // before anybody writes
 		name := fmt.Sprintf("after-%d", round)
 		h.apply(registration.Batch{Entries: entries(name)})
 		kept[name] = true
@@ -99,6 +105,48 @@ func TestSQLiteFullDisk(t *testing.T) {
 			}
 		}
 	}
+	for _, line := range []string{"the store cannot be written", "the store can be written again"} {
+		if n := strings.Count(log.String(), line); n != 3 {
+			t.Errorf("%d lines of the log say that %s, want one in each of 3 rounds", n, line)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(h.config.DataDir, "*.probe-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("trying left %v (%v)", left, err)
+	}
+}
+
+// A disk that fails once may give room for a probe, and a store that stopped for it does not go on.
+func TestStoreThatStoppedStaysUnwritable(t *testing.T) {
+	h := newHouse(t, store.Config{DataDir: t.TempDir()})
+	h.Fails(errors.New("busy"), false)
+	h.must(h.Writable())
+	h.Fails(errors.New("input/output error"), true)
+	for range 2 {
+		if err := h.Writable(); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "input/output error") {
+			t.Fatalf("the store stopped and says %v", err)
+		}
+	}
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+// Write appends.
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.Write(p)
+}
+
+// String is what was written.
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.String()
 }
 
 // A server that starts on a full disk says so, and loses nothing.

@@ -40,6 +40,7 @@ type DB struct {
 
 	moved   signal // the revision moved
 	audited signal // audit rows came
+	failure failure
 }
 
 // Open opens the store, or makes it. A damaged one is P5003, one that another process holds fault.Conflict P5004.

@@ -143,9 +143,11 @@ func (t *tx) gather(first *write) []*write {
 func (t *tx) commit(group []*write) {
 	err := t.transaction(group)
 	if err != nil {
+		t.db.failed(err)
 		_, _ = t.exec("ROLLBACK") // SQLite may have done so itself
 		if unsynced(err) {
 			t.stopped = err
+			t.db.failure.forGood()
 			t.db.config.Log.Error("the disk did not take a write; the store writes no more", "err", err)
 		}
 	} else {
@@ -156,6 +158,7 @@ func (t *tx) commit(group []*write) {
 			defer t.db.audited.raise()
 		}
 		t.kept = t.now
+		defer t.db.Writable() // whoever wrote need not wait for it
 	}
 	for _, w := range group {
 		if w.err == nil {

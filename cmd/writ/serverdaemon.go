@@ -250,6 +250,10 @@ func (d *serverDaemon) health() health {
 	if err := d.server.Ready(); err != nil {
 		h.Status, h.Parts["server"] = "degraded", err.Error()
 	}
+	h.Parts["store"] = "ok"
+	if err := d.store.Writable(); err != nil { // nothing can be issued
+		h.Status, h.Parts["store"] = "degraded", oneLine(err)
+	}
 	if d.feeding != nil { // no reason to be degraded: the rows are in the store and wait there
 		h.Parts["audit"] = "ok"
 		if wrong := d.feeding.now(); wrong != "" {

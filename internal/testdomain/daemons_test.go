@@ -338,9 +338,13 @@ func TestFullDiskRefusesIssuing(t *testing.T) {
 		t.Errorf("the agent serves %v", got)
 	}
 	server.Writ(t, 0, "", "entry", "get")
+	if h, err := server.Health(t); err != nil || h.Status != "degraded" || !strings.Contains(h.Parts["store"], "P5002") {
+		t.Errorf("a server that cannot issue says of itself %+v (%v)", h, err)
+	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
+	server.UntilHealthy(t) // though nobody writes
 	testdomain.Until(t, 5*time.Second, "writes go on by themselves", func() error {
 		if out := refused("after"); !strings.Contains(out, "after") || strings.Contains(out, "error") {
 			return fmt.Errorf("it said %s", out)
