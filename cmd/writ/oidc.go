@@ -52,6 +52,7 @@ func (d *serverDaemon) oidc() (*server.OIDC, error) {
 			return nil, fault.New(fault.Invalid, err, "certificate of the OIDC listener").With(fault.BadConfig, "mend the files of oidc.cert and oidc.key")
 		}
 		out.Certificate = files.get
+		d.oidcFiles = files
 	}
 	return out, nil
 }
@@ -73,21 +74,43 @@ type certificateFiles struct {
 	loaded *tls.Certificate
 	stamp  string    // of the files as they were read last, whether they could be or not
 	looked time.Time // at the files
+	wrong  error     // with what was read last
 }
 
 // get gives the newest certificate that could be read. It looks at the files once a second at most.
 func (f *certificateFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if time.Since(f.looked) >= time.Second {
-		f.looked = time.Now()
-		if stamp := f.stampNow(); stamp != f.stamp {
-			if err := f.read(stamp); err != nil {
-				f.log.Error("certificate of the OIDC listener not renewed", "err", err)
-			}
+	f.look()
+	return f.loaded, nil
+}
+
+// look reads what has changed; the caller holds mu.
+func (f *certificateFiles) look() {
+	if time.Since(f.looked) < time.Second {
+		return
+	}
+	f.looked = time.Now()
+	if stamp := f.stampNow(); stamp != f.stamp {
+		if f.wrong = f.read(stamp); f.wrong != nil {
+			f.log.Error("certificate of the OIDC listener not renewed", "err", f.wrong)
 		}
 	}
-	return f.loaded, nil
+}
+
+// health is "ok", or why clients will not take the certificate.
+func (f *certificateFiles) health() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.look()
+	ended := f.loaded.Leaf.NotAfter.UTC()
+	switch {
+	case time.Now().After(ended):
+		return "the listener's certificate ended at " + ended.Format(time.RFC3339) + "; " + f.cert + " has no newer one"
+	case f.wrong != nil:
+		return "the certificate's files cannot be read, the one before is served until " + ended.Format(time.RFC3339) + ": " + oneLine(f.wrong)
+	}
+	return "ok"
 }
 
 func (f *certificateFiles) load() error {

@@ -162,6 +162,9 @@ func TestOIDCKeepsItsCertificateWhileTheFilesAreBroken(t *testing.T) {
 	if got := served(); got.Cmp(first.SerialNumber) != 0 {
 		t.Errorf("a broken file is served as %s", got)
 	}
+	if got := f.health(); !strings.Contains(got, "cannot be read") || !strings.Contains(got, c.Cert) {
+		t.Errorf("health says %s", got)
+	}
 	if err := os.Remove(c.Key); err != nil {
 		t.Fatal(err)
 	}
@@ -183,6 +186,13 @@ func TestOIDCKeepsItsCertificateWhileTheFilesAreBroken(t *testing.T) {
 	}
 	if served().Cmp(third.SerialNumber) != 0 {
 		t.Error("the new certificate is not taken up once its key is closed to others")
+	}
+	if got := f.health(); got != "ok" {
+		t.Errorf("health says %s", got)
+	}
+	f.loaded.Leaf.NotAfter = time.Now().Add(-time.Minute)
+	if got := f.health(); !strings.Contains(got, "ended at") {
+		t.Errorf("nobody renews the certificate, and health says %s", got)
 	}
 }
 

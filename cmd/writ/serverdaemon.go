@@ -42,7 +42,8 @@ type serverDaemon struct {
 	feeding   *trouble     // of lines
 
 	node, admin       net.Listener
-	oidcAt            net.Listener // nil without oidc
+	oidcAt            net.Listener      // nil without oidc
+	oidcFiles         *certificateFiles // nil where the listener shows the server's own SVID
 	nodeAPI, adminAPI *grpc.Server
 }
 
@@ -253,6 +254,9 @@ func (d *serverDaemon) health() health {
 	h.Parts["store"] = "ok"
 	if err := d.store.Writable(); err != nil { // nothing can be issued
 		h.Status, h.Parts["store"] = "degraded", oneLine(err)
+	}
+	if d.oidcFiles != nil { // no reason to be degraded: nodes and workloads do without
+		h.Parts["oidc"] = d.oidcFiles.health()
 	}
 	if d.feeding != nil { // no reason to be degraded: the rows are in the store and wait there
 		h.Parts["audit"] = "ok"
