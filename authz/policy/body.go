@@ -13,10 +13,29 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// parsedQuery is a query as keys with all their values. ParseTarget refused what does not parse.
-func parsedQuery(query string) ast.Value {
-	values, _ := url.ParseQuery(query)
-	return valuesObject(values)
+var (
+	errParameters = fmt.Errorf("more than %d parameters", maxParameters)
+	errQuery      = errors.New("the query does not parse")
+)
+
+// parameters reads a query or a form. Beside an error url.ParseQuery gives what it could read: nobody may judge by a part.
+func parameters(text string) (url.Values, error) {
+	if strings.Count(text, "&") >= maxParameters {
+		return nil, errParameters
+	}
+	return url.ParseQuery(text)
+}
+
+// parsedQuery is a query as keys with all their values.
+func parsedQuery(query string) (ast.Value, error) {
+	values, err := parameters(query)
+	switch {
+	case err == errParameters:
+		return nil, fmt.Errorf("the query has %w", err)
+	case err != nil:
+		return nil, errQuery
+	}
+	return valuesObject(values), nil
 }
 
 func valuesObject(values url.Values) ast.Value {
@@ -135,8 +154,11 @@ func gunzip(raw []byte, most int) ([]byte, error) {
 }
 
 func formValue(raw []byte) (ast.Value, error) {
-	values, err := url.ParseQuery(string(raw))
-	if err != nil {
+	values, err := parameters(string(raw))
+	switch {
+	case err == errParameters:
+		return nil, fmt.Errorf("%w: it has %w", errBodySize, err)
+	case err != nil:
 		return nil, errors.New("the body is no form")
 	}
 	return valuesObject(values), nil

@@ -19,6 +19,7 @@ const (
 	maxText    = 1 << 20 // of policy.yaml, and of one file of cases
 
 	maxBodyValues = 200_000   // values in a body: each takes some hundred bytes, for as little as two of the body's
+	maxParameters = 10_000    // of a query or a form, as many as Go reads; other readers drop what is beyond a bound of theirs
 	maxTarget     = 256 << 10 // bytes of path and query: proxies take far less
 )
 

@@ -67,7 +67,13 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause,
 	}
 	put("version", version)
 	put("parsed_path", func() ast.Value { return parsedPath(target.Path) })
-	put("parsed_query", func() ast.Value { return parsedQuery(target.Query) })
+	if r.reads.key("parsed_query") != nil {
+		query, err := parsedQuery(target.Query)
+		if err != nil {
+			return nil, queryCause(err), err
+		}
+		put("parsed_query", func() ast.Value { return query })
+	}
 	put("source_principal", func() ast.Value { return principal(g.Source) })
 	put("source", func() ast.Value { return r.identities.object(&g.source) })
 	put("destination", func() ast.Value { return r.identities.object(&g.destination) })
@@ -86,6 +92,13 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause,
 	return in, authz.BadBody, err
 }
 
+func queryCause(err error) authz.Cause {
+	if errors.Is(err, errParameters) {
+		return authz.TooLarge
+	}
+	return authz.BadTarget
+}
+
 // complete adds to a case's input what follows from its attributes, where the case does not give it.
 func (r *reader) complete(given ast.Object) (ast.Object, error) {
 	text := func(path ...string) string {
@@ -99,9 +112,13 @@ func (r *reader) complete(given ast.Object) (ast.Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	query, err := parsedQuery(target.Query)
+	if err != nil {
+		return nil, err
+	}
 	derived := [][2]*ast.Term{{ast.StringTerm("version"), ast.NewTerm(version())},
 		{ast.StringTerm("parsed_path"), ast.NewTerm(parsedPath(target.Path))},
-		{ast.StringTerm("parsed_query"), ast.NewTerm(parsedQuery(target.Query))}}
+		{ast.StringTerm("parsed_query"), ast.NewTerm(query)}}
 	if v := principal(text("attributes", "source", "principal")); v != nil {
 		derived = append(derived, [2]*ast.Term{ast.StringTerm("source_principal"), ast.NewTerm(v)})
 	}

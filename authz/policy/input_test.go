@@ -352,3 +352,34 @@ func TestRecordedInputIsMasked(t *testing.T) {
 		}
 	}
 }
+
+// A query that url.ParseQuery takes in part is never read in part.
+func TestAQueryIsReadWholeOrRefused(t *testing.T) {
+	text := func(decision string) string { return "package envoy.authz\nallow if " + decision + "\n" }
+	refusal := "not input.parsed_query.admin"
+	full, over := "/?admin=1"+strings.Repeat("&", 9_999), "/?admin=1"+strings.Repeat("&", 10_000)
+	rows := []struct {
+		name, path string
+		files      map[string]string
+		outcome    authz.Outcome
+		cause      authz.Cause
+	}{
+		{"as many parameters as are read", full, map[string]string{"a.rego": text(refusal)}, authz.Denied, authz.Undefined},
+		{"one more", over, map[string]string{"a.rego": text(refusal)}, authz.Refused, authz.TooLarge},
+		{"one more, the whole input is read", over, map[string]string{"a.rego": text("count(input) > 0")}, authz.Refused, authz.TooLarge},
+		{"one more, of a lenient set", over, map[string]string{"a.rego": text(refusal), "policy.yaml": "paths: lenient\n"}, authz.Refused, authz.TooLarge},
+		{"one more, and nobody reads them", over, map[string]string{"a.rego": text("input.parsed_path")}, authz.Allowed, authz.ByPolicy},
+		{"a broken escape", "/?b=%zz", map[string]string{"a.rego": text(refusal)}, authz.Refused, authz.BadTarget},
+		{"a broken escape, of a lenient set", "/?b=%zz", map[string]string{"a.rego": text(refusal), "policy.yaml": "paths: lenient\n"}, authz.Refused, authz.BadTarget},
+		{"a semicolon", "/?b=1;admin=1", map[string]string{"a.rego": text(refusal)}, authz.Refused, authz.BadTarget},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			r := message(t, fullRequest)
+			r.Attributes.Request.Http.Path = row.path
+			if d := load(t, row.files).Decide(t.Context(), wire(t, r)); d.Outcome != row.outcome || d.Cause != row.cause {
+				t.Errorf("%s by %s (%s), want %s by %s", d.Outcome, d.Cause, d.Reason, row.outcome, row.cause)
+			}
+		})
+	}
+}
