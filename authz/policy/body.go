@@ -7,15 +7,17 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 var (
 	errParameters = fmt.Errorf("more than %d parameters", maxParameters)
-	errQuery      = errors.New("the query does not parse")
+	errNotUTF8    = errors.New("not UTF-8")
 )
 
 // parameters reads a query or a form. Beside an error url.ParseQuery gives what it could read: nobody may judge by a part.
@@ -23,17 +25,31 @@ func parameters(text string) (url.Values, error) {
 	if strings.Count(text, "&") >= maxParameters {
 		return nil, errParameters
 	}
-	return url.ParseQuery(text)
+	values, err := url.ParseQuery(text)
+	if err != nil {
+		return nil, err
+	}
+	for key, list := range values {
+		if !utf8.ValidString(key) || slices.ContainsFunc(list, func(s string) bool { return !utf8.ValidString(s) }) {
+			return nil, errNotUTF8
+		}
+	}
+	return values, nil
 }
 
-// parsedQuery is a query as keys with all their values.
+// parsedQuery is a query as keys with all their values. Bytes that are not UTF-8 are kept by some readers, replaced or dropped by others;
+// what a # begins is read by some and no part of the query to others.
 func parsedQuery(query string) (ast.Value, error) {
 	values, err := parameters(query)
 	switch {
+	case strings.IndexByte(query, '#') >= 0:
+		return nil, errors.New("fragment in the query")
 	case err == errParameters:
 		return nil, fmt.Errorf("the query has %w", err)
+	case err == errNotUTF8:
+		return nil, errors.New("escaped bytes in the query are not UTF-8")
 	case err != nil:
-		return nil, errQuery
+		return nil, errors.New("the query does not parse")
 	}
 	return valuesObject(values), nil
 }
@@ -158,6 +174,8 @@ func formValue(raw []byte) (ast.Value, error) {
 	switch {
 	case err == errParameters:
 		return nil, fmt.Errorf("%w: it has %w", errBodySize, err)
+	case err == errNotUTF8:
+		return nil, errors.New("the body is no form in UTF-8")
 	case err != nil:
 		return nil, errors.New("the body is no form")
 	}
