@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
@@ -217,7 +219,7 @@ func sameInput(t *testing.T, r *authv3.CheckRequest, input any) {
 
 // FuzzJSONBody: what is taken as JSON reads as encoding/json reads it, and none of its objects has lost a key.
 func FuzzJSONBody(f *testing.F) {
-	for _, seed := range []string{`{"a": [1, {"b": null}], "c": "\u0061"}`, `{"a": 1, "\u0061": 2}`, `[1e999, -0]`, `{"a":{}}{}`, `"\ud800"`, `[[[[]]]]`, "\"\xff\""} {
+	for _, seed := range []string{`{"a": [1, {"b": null}], "c": "\u0061"}`, `{"a": 1, "\u0061": 2}`, `[1e999, -0]`, `{"a":{}}{}`, `"\ud800"`, `{"\ud800": 1, "\ud801": 2}`, `["\ud83d\ude00", "\\ud83d"]`, `[[[[]]]]`, "\"\xff\""} {
 		f.Add([]byte(seed))
 	}
 	set := echo(f)
@@ -238,6 +240,9 @@ func FuzzJSONBody(f *testing.F) {
 		}
 		if diff := cmp.Diff(want, input["parsed_body"]); diff != "" {
 			t.Error(diff)
+		}
+		if strings.ContainsRune(fmt.Sprint(want), utf8.RuneError) && !bytes.ContainsRune(body, utf8.RuneError) && !bytes.Contains(bytes.ToLower(body), []byte(`\ufffd`)) {
+			t.Errorf("half a character of %q reads as %q", body, want)
 		}
 		if got := keys(want); len(body) > 0 && got != bytes.Count(body, []byte(":"))-inTexts(body) {
 			t.Errorf("%d keys of %q", got, body)

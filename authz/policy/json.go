@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -20,10 +21,12 @@ const (
 var (
 	errNoJSON = errors.New("the body is no JSON")
 	errNumber = errors.New("a number in the body's JSON fits no double")
+	errHalf   = errors.New("half a surrogate pair in the body's JSON")
 )
 
 // jsonValue takes one document and nothing after it. A key that stands twice in an object is refused: some readers take the first,
-// some the last (RFC 8259 section 4), and so are bytes that are not UTF-8, which readers replace in ways of their own.
+// some the last (RFC 8259 section 4), and so are bytes that are not UTF-8 and halves of surrogate pairs (section 8.2), which readers replace
+// in ways of their own.
 func jsonValue(raw []byte) (ast.Value, error) {
 	if len(raw) > maxBodyValues && countJSON(raw) > maxBodyValues {
 		return nil, errBodyValues
@@ -103,11 +106,46 @@ func (r *jsonReader) text() (ast.Value, error) {
 	if strings.IndexByte(quoted, '\\') < 0 {
 		return ast.String(quoted[1:end]), nil
 	}
+	if halfPair(quoted) {
+		return nil, errHalf
+	}
 	var plain string
 	if err := json.Unmarshal([]byte(quoted), &plain); err != nil {
 		return nil, errNoJSON
 	}
 	return ast.String(plain), nil
+}
+
+// halfPair finds an escape of half a character. Some readers keep it, others make U+FFFD or nothing of it: two texts may then be one.
+func halfPair(quoted string) bool {
+	for i := 0; ; {
+		n := strings.IndexByte(quoted[i:], '\\')
+		if n < 0 {
+			return false
+		}
+		i += n
+		first, size := escaped(quoted[i:])
+		if i += size; !utf16.IsSurrogate(first) {
+			continue
+		}
+		second, size := escaped(quoted[i:])
+		if i += size; utf16.DecodeRune(first, second) == utf8.RuneError {
+			return true
+		}
+	}
+}
+
+// escaped is the UTF-16 code that \uXXXX at the start of a text means, and the bytes it takes; another escape takes two and is no code of
+// its own.
+func escaped(text string) (code rune, size int) {
+	if !strings.HasPrefix(text, `\u`) {
+		return 0, 2
+	}
+	n, err := strconv.ParseUint(text[2:6], 16, 16)
+	if err != nil {
+		return 0, 2 // never: the text was found valid
+	}
+	return rune(n), 6
 }
 
 func (r *jsonReader) object(depth int) (ast.Value, error) {
