@@ -7,21 +7,16 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-var (
-	errParameters = fmt.Errorf("more than %d parameters", maxParameters)
-	errNotUTF8    = errors.New("not UTF-8")
-)
+var errParameters = fmt.Errorf("more than %d parameters", maxParameters)
 
 // parameters reads a query or a form. Beside an error url.ParseQuery gives what it could read: nobody may judge by a part.
-func parameters(text string) (url.Values, error) {
+func parameters(text string, c charset) (url.Values, error) {
 	if strings.Count(text, "&") >= maxParameters {
 		return nil, errParameters
 	}
@@ -30,23 +25,33 @@ func parameters(text string) (url.Values, error) {
 		return nil, err
 	}
 	for key, list := range values {
-		if !utf8.ValidString(key) || slices.ContainsFunc(list, func(s string) bool { return !utf8.ValidString(s) }) {
-			return nil, errNotUTF8
+		if err := errors.Join(c.check(key), c.check(list...)); err != nil {
+			return nil, err
 		}
 	}
 	return values, nil
 }
 
+// queryCharset is what some readers decode a query by too.
+func (g *glance) queryCharset(query string) charset {
+	if query == "" {
+		return utf8Charset
+	}
+	return charsetOf(g.header("content-type"))
+}
+
 // parsedQuery is a query as keys with all their values. Bytes that are not UTF-8 are kept by some readers, replaced or dropped by others;
 // what a # begins is read by some and no part of the query to others.
-func parsedQuery(query string) (ast.Value, error) {
-	values, err := parameters(query)
+func parsedQuery(query string, c charset) (ast.Value, error) {
+	values, err := parameters(query, c)
 	switch {
+	case errors.Is(err, errCharset):
+		return nil, errCharset
 	case strings.IndexByte(query, '#') >= 0:
 		return nil, errors.New("fragment in the query")
 	case err == errParameters:
 		return nil, fmt.Errorf("the query has %w", err)
-	case err == errNotUTF8:
+	case errors.Is(err, errNotUTF8):
 		return nil, errors.New("escaped bytes in the query are not UTF-8")
 	case err != nil:
 		return nil, errors.New("the query does not parse")
@@ -60,28 +65,6 @@ func valuesObject(values url.Values) ast.Value {
 		pairs = append(pairs, [2]*ast.Term{ast.StringTerm(key), ast.NewTerm(stringArray(list))})
 	}
 	return ast.NewObject(pairs...)
-}
-
-// bodyKind is what a content type says of a body. The order is that of the questions: a type that names two kinds is the first.
-type bodyKind uint8
-
-const (
-	otherBody bodyKind = iota
-	jsonBody
-	grpcBody
-	formBody
-	multipartBody
-)
-
-// kindOf does not look at the case of the letters: whoever serves the request does not either (RFC 9110 section 8.3.1).
-func kindOf(contentType string) bodyKind {
-	contentType = strings.ToLower(contentType)
-	for i, part := range [...]string{"application/json", "application/grpc", "application/x-www-form-urlencoded", "multipart/form-data"} {
-		if strings.Contains(contentType, part) {
-			return bodyKind(i + 1)
-		}
-	}
-	return otherBody
 }
 
 // parsedBody reads JSON, gRPC, form and multipart bodies; null is a body of another type, an empty one, or one that the proxy cut
@@ -106,11 +89,16 @@ func (g *glance) parsedBody(wanted bool, path string, s *services, most int) (bo
 	if raw, err = unpack(g.header("content-encoding"), raw, most); err != nil {
 		return nil, false, err
 	}
+	if !oneType(contentType, kind) {
+		return nil, false, errTypes
+	}
 	switch kind {
 	case jsonBody:
-		body, err = jsonValue(raw)
+		if body, err = jsonValue(raw); err == nil && !charsetOf(contentType).fits(raw) {
+			err = errCharset
+		}
 	case formBody:
-		body, err = formValue(raw)
+		body, err = formValue(raw, charsetOf(contentType))
 	default:
 		body, err = multipartValue(contentType, raw)
 	}
@@ -169,12 +157,14 @@ func gunzip(raw []byte, most int) ([]byte, error) {
 	return plain, nil
 }
 
-func formValue(raw []byte) (ast.Value, error) {
-	values, err := parameters(string(raw))
+func formValue(raw []byte, c charset) (ast.Value, error) {
+	values, err := parameters(string(raw), c)
 	switch {
+	case errors.Is(err, errCharset):
+		return nil, errCharset
 	case err == errParameters:
 		return nil, fmt.Errorf("%w: it has %w", errBodySize, err)
-	case err == errNotUTF8:
+	case errors.Is(err, errNotUTF8):
 		return nil, errors.New("the body is no form in UTF-8")
 	case err != nil:
 		return nil, errors.New("the body is no form")

@@ -68,7 +68,7 @@ func (r *reader) input(attributes ast.Value, g *glance) (ast.Value, authz.Cause,
 	put("version", version)
 	put("parsed_path", func() ast.Value { return parsedPath(target.Path) })
 	if r.reads.key("parsed_query") != nil {
-		query, err := parsedQuery(target.Query)
+		query, err := parsedQuery(target.Query, g.queryCharset(target.Query))
 		if err != nil {
 			return nil, queryCause(err), err
 		}
@@ -112,7 +112,7 @@ func (r *reader) complete(given ast.Object) (ast.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	query, err := parsedQuery(target.Query)
+	query, err := parsedQuery(target.Query, utf8Charset)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,10 @@ func multipartValue(contentType string, raw []byte) (ast.Value, error) {
 	if at < 0 {
 		return ast.Null{}, nil
 	}
+	of := charsetOf(contentType)
+	if of == otherCharset {
+		return nil, errCharset
+	}
 	parts, err := splitParts(raw, all[at].value)
 	if err != nil {
 		return nil, err
@@ -45,7 +49,7 @@ func multipartValue(contentType string, raw []byte) (ast.Value, error) {
 		if err != nil {
 			return nil, err
 		}
-		value, err := p.value(&left)
+		value, err := p.value(&left, of)
 		if err != nil {
 			return nil, err
 		}
@@ -176,7 +180,10 @@ func parseParameters(text string) (kind string, all []parameter, ok bool) {
 }
 
 // value takes the values of a JSON part off what is left for all of them.
-func (p *part) value(left *int) (ast.Value, error) {
+func (p *part) value(left *int, of charset) (ast.Value, error) {
+	if !p.file && !max(of, charsetOf(p.contentType)).fits(p.content) || !of.fits([]byte(p.name)) {
+		return nil, errPartText
+	}
 	if kindOf(p.contentType) == jsonBody {
 		if *left -= countJSON(p.content); *left < 0 {
 			return nil, errBodyValues
