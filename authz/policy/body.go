@@ -142,17 +142,22 @@ func unpack(encoding string, raw []byte, most int) ([]byte, error) {
 	return nil, errors.New("the body has a content-encoding that is not read")
 }
 
+// gunzip takes one member and nothing behind it: of several some readers take the first.
 func gunzip(raw []byte, most int) ([]byte, error) {
-	z, err := gzip.NewReader(bytes.NewReader(raw))
+	packed := bytes.NewReader(raw)
+	z, err := gzip.NewReader(packed)
 	if err != nil {
 		return nil, errors.New("the body is not gzip")
 	}
+	z.Multistream(false)
 	plain, err := io.ReadAll(io.LimitReader(z, int64(most)+1))
 	switch {
 	case err != nil:
 		return nil, errors.New("the body is not gzip")
 	case len(plain) > most:
 		return nil, errBodySize
+	case packed.Len() > 0:
+		return nil, errors.New("the body is more than one gzip member")
 	}
 	return plain, nil
 }
