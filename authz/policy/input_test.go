@@ -168,6 +168,9 @@ func FuzzDecide(f *testing.F) {
 	f.Add(whole)
 	f.Add(append(append([]byte{}, whole...), wire(f, message(f, `{"attributes": {"source": {"principal": "spiffe://a/b"}, "request": {"http": {"headers": {"x-empty": "no", "y": "z"}}}}}`))...))
 	f.Add(protowire.AppendBytes([]byte{0x0a}, protowire.AppendBytes([]byte{0x0a}, []byte{0x0a, 0x04, 0x0a, 0x02, 0x20, 0x00})))
+	for _, query := range []string{"a=1" + strings.Repeat("&", 10_000), "a=%FF&%FE=2", "a=1#&b=2", "a=%C3&a=%A9", "a;b=%zz"} {
+		f.Add(wire(f, message(f, `{"attributes": {"request": {"http": {"path": "/?`+query+`"}}}}`)))
+	}
 	set := echo(f)
 	allow := load(f, map[string]string{"a.rego": "package envoy.authz\nallow := true\n"})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -210,6 +213,16 @@ func sameInput(t *testing.T, r *authv3.CheckRequest, input any) {
 	}
 	got, _ := input.(map[string]any)
 	if diff := cmp.Diff(want["attributes"], got["attributes"]); diff != "" {
+		t.Error(diff)
+	}
+	_, query, _ := strings.Cut(r.GetAttributes().GetRequest().GetHttp().GetPath(), "?")
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		t.Fatalf("%.100q is allowed: %v", query, err)
+	}
+	var parsed map[string]any
+	remarshal(t, values, &parsed)
+	if diff := cmp.Diff(parsed, got["parsed_query"]); diff != "" {
 		t.Error(diff)
 	}
 	if principal, _ := got["source_principal"].(string); principal != r.GetAttributes().GetSource().GetPrincipal() {
