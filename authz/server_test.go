@@ -376,6 +376,30 @@ func FuzzParseTarget(f *testing.F) {
 	})
 }
 
+// TestWhatCannotBeSentIsDenied: no bytes at all would be a response that allows. What stands in for an unusable decision, or for one without
+// its record, always encodes.
+func TestWhatCannotBeSentIsDenied(t *testing.T) {
+	long := strings.Repeat("é\n\xff", 1<<20)
+	for name, d := range map[string]authz.Decision{
+		"a header of two lines":    {Outcome: authz.Allowed, Headers: []authz.Header{{"a", "b\nc"}}},
+		"an answer of over 1 MiB":  {Outcome: authz.Denied, Body: strings.Repeat("x", 2<<20), Metadata: []byte("\xff")},
+		"a name to remove":         {Outcome: authz.Allowed, RemoveQuery: []string{""}},
+		"metadata of over 1 MiB":   {Outcome: authz.Allowed, Metadata: make([]byte, 2<<20)},
+		"a refusal of a long text": {Outcome: authz.Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d.Reason, d.Rule, d.ShowReason, d.Revision = long, long, true, "revision"
+			for _, c := range []authz.Config{{}, {Records: fullRing{}, Required: true}} {
+				c.Decider = always(d)
+				r := check(t, newServer(t, c), t.Context())
+				if r.GetStatus().GetCode() != int32(codes.PermissionDenied) || r.GetDeniedResponse().GetStatus().GetCode() < 400 {
+					t.Error("it is not denied:", r.GetStatus())
+				}
+			}
+		})
+	}
+}
+
 // fullRing takes records of one caller only.
 type fullRing struct{}
 
