@@ -39,8 +39,8 @@ var bindBuiltins = sync.OnceFunc(func() {
 		ast.JSONMarshalWithOptions.Name: spelled,
 		ast.YAMLMarshal.Name:            spelled,
 		ast.JWTEncodeSign.Name:          spelled,
-		ast.JSONSchemaVerify.Name:       spelled,
-		ast.JSONMatchSchema.Name:        spelled,
+		ast.JSONSchemaVerify.Name:       verifiable,
+		ast.JSONMatchSchema.Name:        matchable,
 	})
 })
 

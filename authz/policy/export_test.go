@@ -1,6 +1,12 @@
 package policy
 
-import "context"
+import (
+	"context"
+	"crypto/rand"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/topdown"
+)
 
 // Gate is a gate as its tests see it: a policy cannot be made to hold a place for a given time.
 type Gate struct{ g *gate }
@@ -41,3 +47,12 @@ func (g Gate) State() (inside, places, line int) {
 
 // Look looks at the folder once, as Watch does.
 func Look(ctx context.Context, l *Live) { l.look(ctx) }
+
+// Call calls a built-in function as an evaluation does, behind its bound.
+func Call(ctx context.Context, name string, operands ...*ast.Term) error {
+	bindBuiltins()
+	cancel := topdown.NewCancel()
+	defer context.AfterFunc(ctx, cancel.Cancel)()
+	b := topdown.BuiltinContext{Context: ctx, Cancel: cancel, Time: ast.NumberTerm("1"), Seed: rand.Reader, Capabilities: capabilities(manifest{})}
+	return topdown.GetBuiltin(name)(b, operands, func(*ast.Term) error { return nil })
+}
