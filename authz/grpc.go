@@ -38,7 +38,6 @@ func (s *Server) GRPC(options ...grpc.ServerOption) *grpc.Server {
 		grpc.NumStreamWorkers(workers),
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.WaitForHandlers(true),
 	}, options...)
 	server := grpc.NewServer(options...)
 	server.RegisterService(&grpc.ServiceDesc{

@@ -233,7 +233,11 @@ func (d *agentDaemon) run(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+	all, err := waitWithin(ctx, g, agentStops)
+	if !all {
+		d.log.Error("stopped without waiting for what does not end")
+	}
+	if !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
@@ -298,11 +302,10 @@ func (d *agentDaemon) authority() string {
 
 // close lets go of what is open; it may be called for a daemon that came only half into being.
 func (d *agentDaemon) close() {
-	if d.surface != nil {
-		d.surface.Stop()
-	}
-	if d.decider != nil {
-		d.decider.Stop()
+	for _, s := range []*grpc.Server{d.surface, d.decider} {
+		if s != nil {
+			stopWithin(s, 0)
+		}
 	}
 	for _, l := range append(d.doors, d.socket, d.admin) {
 		if l != nil {
@@ -316,13 +319,6 @@ func (d *agentDaemon) close() {
 		d.records.close()
 	}
 	last.Wait()
-}
-
-// stopWithin lets calls under way end, for a while.
-func stopWithin(s *grpc.Server, d time.Duration) {
-	timer := time.AfterFunc(d, s.Stop)
-	defer timer.Stop()
-	s.GracefulStop()
 }
 
 func ignoreStopped(err error) error {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -235,11 +236,17 @@ func (d *serverDaemon) run(ctx context.Context) error {
 	}
 	g.Go(func() error {
 		<-ctx.Done()
-		stopWithin(d.nodeAPI, time.Second)
-		stopWithin(d.adminAPI, time.Second)
+		var both sync.WaitGroup
+		both.Go(func() { stopWithin(d.nodeAPI, time.Second) })
+		both.Go(func() { stopWithin(d.adminAPI, time.Second) })
+		both.Wait()
 		return nil
 	})
-	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+	all, err := waitWithin(ctx, g, serverStops)
+	if !all {
+		d.log.Error("stopped without waiting for what does not end")
+	}
+	if !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
