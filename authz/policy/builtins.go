@@ -42,6 +42,7 @@ var bindBuiltins = sync.OnceFunc(func() {
 		ast.JSONSchemaVerify.Name:       verifiable,
 		ast.JSONMatchSchema.Name:        matchable,
 	})
+	guardBuiltins()
 })
 
 func bindBounds(bounds map[string]bound) {
@@ -51,6 +52,25 @@ func bindBounds(bounds map[string]bound) {
 			if err := check(operands); err != nil {
 				return topdown.Halt{Err: fmt.Errorf("%s: %w", name, err)}
 			}
+			return call(b, operands, iter)
+		})
+	}
+}
+
+// guardBuiltins makes errors of what panics in any function: a request's panic is caught, but the tests of a set run in goroutines of
+// their own, where one would end the process.
+func guardBuiltins() {
+	for _, f := range ast.Builtins {
+		call := topdown.GetBuiltin(f.Name)
+		if call == nil {
+			continue // not a function, to the evaluation
+		}
+		topdown.RegisterBuiltinFunc(f.Name, func(b topdown.BuiltinContext, operands []*ast.Term, iter func(*ast.Term) error) (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = topdown.Halt{Err: fmt.Errorf("%s: panic: %v", f.Name, r)}
+				}
+			}()
 			return call(b, operands, iter)
 		})
 	}

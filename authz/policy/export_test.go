@@ -50,9 +50,15 @@ func Look(ctx context.Context, l *Live) { l.look(ctx) }
 
 // Call calls a built-in function as an evaluation does, behind its bound.
 func Call(ctx context.Context, name string, operands ...*ast.Term) error {
+	var result *ast.Term
+	return Result(ctx, name, &result, operands...)
+}
+
+// Result is Call with what the function gives.
+func Result(ctx context.Context, name string, result **ast.Term, operands ...*ast.Term) error {
 	bindBuiltins()
 	cancel := topdown.NewCancel()
 	defer context.AfterFunc(ctx, cancel.Cancel)()
 	b := topdown.BuiltinContext{Context: ctx, Cancel: cancel, Time: ast.NumberTerm("1"), Seed: rand.Reader, Capabilities: capabilities(manifest{})}
-	return topdown.GetBuiltin(name)(b, operands, func(*ast.Term) error { return nil })
+	return topdown.GetBuiltin(name)(b, operands, func(t *ast.Term) error { *result = t; return nil })
 }

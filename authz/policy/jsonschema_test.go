@@ -115,6 +115,12 @@ test_loop if json.match_schema({}, {"allOf": [{"$ref": "#"}]})[0]
 	if err == nil || !strings.Contains(err.Error(), "refers to itself without end") {
 		t.Error(err)
 	}
+	_, err = policy.LoadFS(t.Context(), mapFS(map[string]string{"a.rego": allowAll, "a_test.rego": `package a
+test_panic if graphql.is_valid({"Operations": [{"Operation": "query", "SelectionSet": [{"Name": "a", "Arguments": [{"Name": "a"}]}]}]}, "type Query { a: String }")
+`}), policy.Config{})
+	if err == nil || !strings.Contains(err.Error(), "graphql.is_valid: panic: ") {
+		t.Error(err)
+	}
 }
 
 // TestSchemasOfAnnotationsAreNotRead: they would reach the library when a set is compiled.

@@ -10,11 +10,10 @@ import (
 
 // What one call may read of a text that a client may have written: these functions are not cut short either.
 const (
-	maxParsed   = 200_000 // values in a text that is parsed, as in a body
-	maxBrackets = 20_000  // in a GraphQL text: its parser goes as deep as they do, and a stack that overflows ends the process
-	maxPieces   = 500_000 // that a text is cut into
-	maxToken    = 256 << 10
-	maxPattern  = 64 << 10
+	maxParsed  = 200_000 // values in a text that is parsed, as in a body
+	maxPieces  = 500_000 // that a text is cut into
+	maxToken   = 256 << 10
+	maxPattern = 64 << 10
 )
 
 // textBounds are the bounds of functions that take texts apart or put them together.
@@ -33,12 +32,12 @@ func textBounds() map[string]bound {
 		ast.JWTDecode.Name:                  token,
 		ast.JWTDecodeVerify.Name:            token,
 		ast.GlobMatch.Name:                  pattern,
-		ast.GraphQLParse.Name:               nested,
-		ast.GraphQLParseAndVerify.Name:      nested,
-		ast.GraphQLParseQuery.Name:          nested,
-		ast.GraphQLParseSchema.Name:         nested,
-		ast.GraphQLIsValid.Name:             nested,
-		ast.GraphQLSchemaIsValid.Name:       nested,
+		ast.GraphQLParse.Name:               queryAndSchema,
+		ast.GraphQLParseAndVerify.Name:      queryAndSchema,
+		ast.GraphQLParseQuery.Name:          queryOnly,
+		ast.GraphQLParseSchema.Name:         schemaOnly,
+		ast.GraphQLIsValid.Name:             queryAndSchema,
+		ast.GraphQLSchemaIsValid.Name:       schemaOnly,
 	}
 }
 
@@ -191,23 +190,6 @@ func token(operands []*ast.Term) error {
 func pattern(operands []*ast.Term) error {
 	if n := len(operand[ast.String](operands, 0)); n > maxPattern {
 		return fmt.Errorf("the pattern has more than %d bytes", maxPattern)
-	}
-	return nil
-}
-
-// nested counts all brackets, whether they are in a text or not: what closes one may stand in a comment.
-func nested(operands []*ast.Term) error {
-	for i := range operands {
-		text := operand[ast.String](operands, i)
-		n := 0
-		for j := range len(text) {
-			if c := text[j]; c == '{' || c == '[' || c == '(' {
-				n++
-			}
-		}
-		if n > maxBrackets {
-			return fmt.Errorf("the text has more than %d brackets", maxBrackets)
-		}
 	}
 	return nil
 }
