@@ -14,7 +14,7 @@ import (
 const (
 	maxMutations = 1000 // header lines and parameters in all
 	maxName      = 256
-	maxValue     = 32 << 10
+	maxValue     = 16 << 10 // what Envoy's rules for a HeaderValue have; not all who speak ext_authz are as lenient as Envoy
 	maxAnswer    = 1 << 20
 )
 
@@ -25,6 +25,9 @@ func usable(d Decision) error {
 	}
 	if len(d.Headers)+len(d.ResponseHeaders)+len(d.RemoveHeaders)+len(d.SetQuery)+len(d.RemoveQuery) > maxMutations {
 		return fmt.Errorf("more than %d headers and parameters", maxMutations)
+	}
+	if err := checkMetadata(d.Metadata); err != nil {
+		return err
 	}
 	if err := checkHeaders(d.Headers); err != nil {
 		return err

@@ -28,7 +28,9 @@ const (
 	okSetQuery, okRemoveQuery                                    = 7, 8
 	optionHeader, optionAppend, optionAction                     = 1, 2, 3
 	pairName, pairValue                                          = 1, 2
-	structFields, valueString, valueStruct                       = 1, 3, 5
+	structFields, listValues                                     = 1, 1
+	valueNull, valueNumber, valueString, valueBool               = 1, 2, 3, 4
+	valueStruct, valueList                                       = 5, 6
 )
 
 type action = corev3.HeaderValueOption_HeaderAppendAction

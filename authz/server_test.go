@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"context"
+	"math"
 	"net"
 	"path/filepath"
 	"regexp"
@@ -121,10 +122,18 @@ func TestFailuresAreDeniedAnswers(t *testing.T) {
 		{"a header that would be two", always(authz.Decision{Outcome: authz.Allowed, Headers: []authz.Header{{"a", "b\r\nc: d"}}}), t.Context()},
 		{"a status that is none", always(authz.Decision{Outcome: authz.Denied, Status: 1 << 33}), t.Context()},
 		{"a body that is not UTF-8", always(authz.Decision{Outcome: authz.Denied, Body: "\xff"}), t.Context()},
-		{"a header value over 32 KiB", always(authz.Decision{Outcome: authz.Allowed, Headers: []authz.Header{{"a", strings.Repeat("x", 32<<10+1)}}}), t.Context()},
+		{"a header value over 16 KiB", always(authz.Decision{Outcome: authz.Allowed, Headers: []authz.Header{{"a", strings.Repeat("x", 16<<10+1)}}}), t.Context()},
 		{"more than 1,000 headers", always(authz.Decision{Outcome: authz.Allowed, RemoveHeaders: slices.Repeat([]string{"a"}, 1001)}), t.Context()},
 		{"a body over 1 MiB", always(authz.Decision{Outcome: authz.Denied, Body: strings.Repeat("x", 1<<20)}), t.Context()},
 		{"metadata over 1 MiB", always(authz.Decision{Outcome: authz.Allowed, Metadata: large(t)}), t.Context()},
+		{"metadata of 44 lists", always(authz.Decision{Outcome: authz.Denied, Metadata: nested(t, 44, listOf)}), t.Context()},
+		{"metadata of 30 objects", always(authz.Decision{Outcome: authz.Denied, Metadata: nested(t, 30, objectOf)}), t.Context()},
+		{"metadata of 5,000 lists", always(authz.Decision{Outcome: authz.Denied, Metadata: nested(t, 5000, listOf)}), t.Context()},
+		{"NaN in metadata", always(authz.Decision{Outcome: authz.Denied, Metadata: structOf(t, structpb.NewNumberValue(math.NaN()))}), t.Context()},
+		{"an infinity in metadata", always(authz.Decision{Outcome: authz.Denied, Metadata: structOf(t, structpb.NewNumberValue(math.Inf(-1)))}), t.Context()},
+		{"a text in metadata that is not UTF-8", always(authz.Decision{Outcome: authz.Denied, Metadata: []byte("\x0a\x08\x0a\x01k\x12\x03\x1a\x01\xff")}), t.Context()},
+		{"a key of metadata that is not UTF-8", always(authz.Decision{Outcome: authz.Denied, Metadata: []byte("\x0a\x08\x0a\x01\xff\x12\x03\x1a\x01v")}), t.Context()},
+		{"bytes that are no metadata", always(authz.Decision{Outcome: authz.Denied, Metadata: []byte("\x0a\x08\x0a\x01k")}), t.Context()},
 		{"an unknown outcome", always(authz.Decision{Outcome: 0}), t.Context()},
 	}
 	for _, row := range rows {
@@ -141,20 +150,44 @@ func TestFailuresAreDeniedAnswers(t *testing.T) {
 	}
 }
 
-// large is metadata of over 1 MiB.
-func large(t testing.TB) []byte {
+// structOf is a Struct of one value.
+func structOf(t testing.TB, v *structpb.Value) []byte {
 	t.Helper()
-	b, err := proto.Marshal(&structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewStringValue(strings.Repeat("x", 1<<20))}})
+	b, err := proto.Marshal(&structpb.Struct{Fields: map[string]*structpb.Value{"k": v}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
+// large is metadata of over 1 MiB.
+func large(t testing.TB) []byte {
+	return structOf(t, structpb.NewStringValue(strings.Repeat("x", 1<<20)))
+}
+
+// nested is metadata of one text in so many lists or objects.
+func nested(t testing.TB, n int, in func(*structpb.Value) *structpb.Value) []byte {
+	v := structpb.NewStringValue("x")
+	for range n {
+		v = in(v)
+	}
+	return structOf(t, v)
+}
+
+func listOf(v *structpb.Value) *structpb.Value {
+	return structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{v}})
+}
+
+func objectOf(v *structpb.Value) *structpb.Value {
+	return structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"k": v}})
+}
+
 // TestLargeAnswersAreSent: what stands at the bounds goes out.
 func TestLargeAnswersAreSent(t *testing.T) {
 	for name, d := range map[string]authz.Decision{
-		"a header value of 32 KiB": {Outcome: authz.Allowed, Headers: []authz.Header{{"a", strings.Repeat("x", 32<<10)}}},
+		"a header value of 16 KiB": {Outcome: authz.Allowed, Headers: []authz.Header{{"a", strings.Repeat("x", 16<<10)}}},
+		"metadata of 43 lists":     {Outcome: authz.Denied, Metadata: nested(t, 43, listOf)},
+		"metadata of 29 objects":   {Outcome: authz.Denied, Metadata: nested(t, 29, objectOf)},
 		"1,000 headers":            {Outcome: authz.Allowed, RemoveHeaders: slices.Repeat([]string{"a"}, 1000)},
 		"a body of nearly 1 MiB":   {Outcome: authz.Denied, Body: strings.Repeat("x", 1<<20-1024)},
 	} {
@@ -302,13 +335,13 @@ func FuzzEncode(f *testing.F) {
 		if err := proto.Unmarshal(b, &r); err != nil {
 			t.Fatal(err)
 		}
+		checkSent(t, &r)
 		if err := r.ValidateAll(); err != nil {
 			t.Fatal(err)
 		}
 		if (r.GetStatus().GetCode() == 0) != allow || (r.GetOkResponse() != nil) != allow || r.GetErrorResponse() != nil {
 			t.Fatal("the answer is not the decision:", &r)
 		}
-		checkSent(t, &r)
 	})
 }
 
@@ -324,7 +357,7 @@ func checkSent(t *testing.T, r *authv3.CheckResponse) {
 	headers := slices.Concat(r.GetOkResponse().GetHeaders(), r.GetDeniedResponse().GetHeaders(), r.GetOkResponse().GetResponseHeadersToAdd())
 	for _, h := range headers {
 		key, value := h.GetHeader().GetKey(), h.GetHeader().GetValue()
-		if !sentName.MatchString(key) || sentControl.MatchString(value) || len(value) > 32<<10 {
+		if !sentName.MatchString(key) || sentControl.MatchString(value) || len(value) > 16<<10 {
 			t.Fatalf("header %q: %q", key, value)
 		}
 		if strings.EqualFold(key, authz.IDHeader) {

@@ -204,14 +204,11 @@ func wire(t testing.TB, m proto.Message) []byte {
 
 func parse(t testing.TB, answer []byte) *authv3.CheckResponse {
 	t.Helper()
-	var r authv3.CheckResponse
-	if err := proto.Unmarshal(answer, &r); err != nil {
-		t.Fatal(err)
+	r, err := readable(answer)
+	if err != nil {
+		t.Fatal("a proxy would not take the answer:", err)
 	}
-	if err := r.ValidateAll(); err != nil {
-		t.Error("Envoy would refuse the response:", err)
-	}
-	return &r
+	return r
 }
 
 // shorten also checks what holds for every answer.

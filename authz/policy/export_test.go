@@ -6,6 +6,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
+
+	"github.com/writ-dev/writ/authz"
 )
 
 // Gate is a gate as its tests see it: a policy cannot be made to hold a place for a given time.
@@ -62,3 +64,6 @@ func Result(ctx context.Context, name string, result **ast.Term, operands ...*as
 	b := topdown.BuiltinContext{Context: ctx, Cancel: cancel, Time: ast.NumberTerm("1"), Seed: rand.Reader, Capabilities: capabilities(manifest{})}
 	return topdown.GetBuiltin(name)(b, operands, func(t *ast.Term) error { *result = t; return nil })
 }
+
+// DecisionOf is what becomes of a policy's value, given for a request.
+func DecisionOf(v ast.Value, request []byte) authz.Decision { return decision(v, look(request)) }

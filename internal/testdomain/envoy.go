@@ -45,6 +45,8 @@ type Side struct {
 	MaxConnection string
 	// VirtualHosts of the inbound listener, as YAML in flow style; empty: as the example has them.
 	VirtualHosts string
+	// FailOpen lets pass what the agent does not answer, or answers with what the Envoy cannot read: failure_mode_allow.
+	FailOpen bool
 	// Collector is the port of an OpenTelemetry collector on loopback, to which the Envoy sends spans of what comes in; 0: no traces.
 	Collector int
 
@@ -143,6 +145,9 @@ func (s *Side) Start(t testing.TB) {
 	replaceOnce(t, &proxy, "timeout: 0.25s", "timeout: 10s")
 	if s.MaxConnection != "" {
 		replaceOnce(t, &proxy, "max_connection_duration: 600s", "max_connection_duration: "+s.MaxConnection)
+	}
+	if s.FailOpen {
+		replaceOnce(t, &proxy, "failure_mode_allow: false", "failure_mode_allow: true")
 	}
 	if s.VirtualHosts != "" {
 		replaceOnce(t, &proxy, `[{name: service, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: service}}]}]`, s.VirtualHosts)
