@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -101,10 +102,16 @@ func appendDenied(b []byte, d Decision, id string) []byte {
 	if d.ShowReason && d.Reason != "" {
 		b = appendHeader(b, deniedHeaders, Header{ReasonHeader, oneLine(d.Reason)}, overwrite)
 	}
-	if body != "" {
+	if body != "" && !bodiless(status) {
 		b = text(b, deniedBody, body)
 	}
 	return b
+}
+
+// bodiless says whether an answer has no body, RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5: a proxy that sends one nevertheless has
+// its client read it as the beginning of the next answer.
+func bodiless(status int) bool {
+	return status == http.StatusNoContent || status == http.StatusResetContent || status == http.StatusNotModified
 }
 
 // appendHeaders sends several values of one name so that all arrive: the first as first says, the others as rest does. Our own

@@ -81,3 +81,16 @@ func (m *mesh) denies(t *testing.T, answer string, code int, body string) {
 		t.Errorf("the next call: %d %.100q, %v", a.Code, a.Body, err)
 	}
 }
+
+// TestStatusesOfDenialsThroughEnvoy: a denial has the status that its policy gives it.
+func TestStatusesOfDenialsThroughEnvoy(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t)
+	m.writePolicy(t, "authz.rego", callersAnswer)
+	m.up(t, "1h")
+	for _, code := range []int{204, 205, 304} {
+		t.Run(fmt.Sprintf("%d with a body, which such an answer has not", code), func(t *testing.T) {
+			m.denies(t, fmt.Sprintf(`{"allowed": false, "http_status": %d, "body": "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"}`, code), code, "")
+		})
+	}
+}
