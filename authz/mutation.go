@@ -6,8 +6,6 @@ import (
 	"net/url"
 	"strings"
 	"unicode/utf8"
-
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 )
 
 // What one answer may change of a request or a response. Proxies have bounds of their own, and what they do beyond them differs.
@@ -68,9 +66,10 @@ func checkMutatedQuery(d Decision) error {
 	return nil
 }
 
-// checkDenial takes final statuses only: a proxy cannot answer with 100.
+// checkDenial takes every final status, RFC 9110 section 15, though the enum of Envoy's protos lacks most of them: Envoy answers with
+// the number, also with 100, after which clients wait for another answer.
 func checkDenial(d Decision) error {
-	if _, known := typev3.StatusCode_name[int32(d.Status)]; d.Status != 0 && (!known || d.Status < 200) || d.Status > 599 {
+	if d.Status != 0 && d.Status < 200 || d.Status > 599 {
 		return fmt.Errorf("http_status %d is unusable", d.Status)
 	}
 	if !utf8.ValidString(d.Body) {

@@ -19,6 +19,7 @@ import (
 )
 
 // readable reads an answer as a proxy does whose protobuf stops at a hundred messages in one another, and holds it to Envoy's rules.
+// Of these, it leaves out that statuses have a name in the enum: Envoy itself answers with any number.
 func readable(answer []byte) (*authv3.CheckResponse, error) {
 	var r authv3.CheckResponse
 	if n := levels(r.ProtoReflect().Descriptor(), answer); n > 100 {
@@ -27,7 +28,11 @@ func readable(answer []byte) (*authv3.CheckResponse, error) {
 	if err := proto.Unmarshal(answer, &r); err != nil {
 		return nil, err
 	}
-	return &r, r.ValidateAll()
+	named := proto.CloneOf(&r)
+	if s := named.GetDeniedResponse().GetStatus(); s.GetCode() >= 200 && s.GetCode() <= 599 {
+		s.Code = typev3.StatusCode_Forbidden
+	}
+	return &r, named.ValidateAll()
 }
 
 // levels counts the messages that stand in one another below this one, as C++ does: an entry of a map is one too.

@@ -82,15 +82,25 @@ func (m *mesh) denies(t *testing.T, answer string, code int, body string) {
 	}
 }
 
-// TestStatusesOfDenialsThroughEnvoy: a denial has the status that its policy gives it.
+// TestStatusesOfDenialsThroughEnvoy: a denial has the status that its policy gives it, also one that Envoy's protos have no name for.
 func TestStatusesOfDenialsThroughEnvoy(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
 	m.writePolicy(t, "authz.rego", callersAnswer)
 	m.up(t, "1h")
+	for _, code := range []int{200, 299, 304, 399, 400, 418, 425, 451, 499, 500, 520, 599} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			m.denies(t, fmt.Sprintf(`{"allowed": false, "http_status": %d}`, code), code, "")
+		})
+	}
 	for _, code := range []int{204, 205, 304} {
 		t.Run(fmt.Sprintf("%d with a body, which such an answer has not", code), func(t *testing.T) {
 			m.denies(t, fmt.Sprintf(`{"allowed": false, "http_status": %d, "body": "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"}`, code), code, "")
+		})
+	}
+	for _, code := range []int{100, 101, 103, 199, 600, 999} {
+		t.Run(fmt.Sprintf("%d is no answer", code), func(t *testing.T) {
+			m.denies(t, fmt.Sprintf(`{"allowed": false, "http_status": %d}`, code), 503, "no decision could be made\n")
 		})
 	}
 }
