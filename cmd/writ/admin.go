@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"text/tabwriter"
@@ -28,16 +29,27 @@ const (
 	largestAnswer      = 64 << 20 // bytes; a whole registry in one answer
 )
 
-// adminSocket gives the path of the admin socket: the flag, else the variable, else the installed one.
-func adminSocket(cmd *cobra.Command) string {
-	path, _ := cmd.Flags().GetString("admin")
-	if path == "" {
-		path = os.Getenv(adminVariable)
+// adminSocket gives the path of the admin socket.
+func adminSocket(cmd *cobra.Command) (string, error) {
+	return askedSocket(cmd, "admin", adminVariable, defaultAdminSocket)
+}
+
+// askedSocket gives the path of a socket that answers this program: the flag's, else the variable's, else the installed one.
+func askedSocket(cmd *cobra.Command, flag, variable, installed string) (string, error) {
+	given, _ := cmd.Flags().GetString(flag)
+	key := "--" + flag
+	if given == "" {
+		given, key = os.Getenv(variable), variable
 	}
-	if path == "" {
-		path = defaultAdminSocket
+	path := socketPath(firstOf(given, installed))
+	var wrong problems
+	if wrong.socket(key, path); path == "" {
+		wrong.add(key, "%q names no socket", given)
 	}
-	return socketPath(path)
+	if len(wrong) > 0 {
+		return "", usageError{cmd, errors.New(wrong[0])}
+	}
+	return path, nil
 }
 
 // socketPath takes a path or a unix URI.
@@ -50,8 +62,11 @@ func socketPath(s string) string {
 
 // withAdmin calls do with a connection to the admin socket, and turns what the server answered into a fault.
 func withAdmin(cmd *cobra.Command, do func(context.Context, adminv1.AdminClient) error) error {
-	path := adminSocket(cmd)
-	err := callAdmin(cmd.Context(), path, do)
+	path, err := adminSocket(cmd)
+	if err != nil {
+		return err
+	}
+	err = callAdmin(cmd.Context(), path, do)
 	if errors.Is(err, fs.ErrPermission) {
 		return mayNotConnect("server", path)
 	}
@@ -104,18 +119,12 @@ type printed struct{ form string }
 // flag adds -o with the forms that the command knows; the first is the default.
 func (p *printed) flag(cmd *cobra.Command, forms ...string) {
 	cmd.Flags().StringVarP(&p.form, "output", "o", forms[0], "output: "+strings.Join(forms, ", "))
-	before := cmd.PreRunE
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
-		for _, form := range forms {
-			if p.form == form {
-				if before != nil {
-					return before(cmd, args)
-				}
-				return nil
-			}
+	before(cmd, func(cmd *cobra.Command) error {
+		if !slices.Contains(forms, p.form) {
+			return usageError{cmd, fmt.Errorf("output %q is none of %s", p.form, strings.Join(forms, ", "))}
 		}
-		return usageError{cmd, fmt.Errorf("output %q is none of %s", p.form, strings.Join(forms, ", "))}
-	}
+		return nil
+	})
 }
 
 // document prints v as JSON or YAML under the stable head {"apiVersion":"writ/v1","kind":...}.

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,13 +23,13 @@ const (
 )
 
 // agentAdminFlag lets a command name the agent's admin socket.
-func agentAdminFlag(cmd *cobra.Command, socket *string) {
-	cmd.Flags().StringVar(socket, "agent-admin", "", "the agent's admin socket (default $"+agentAdminVariable+", else "+defaultAgentAdmin+")")
+func agentAdminFlag(cmd *cobra.Command) {
+	cmd.Flags().String("agent-admin", "", "the agent's admin socket (default $"+agentAdminVariable+", else "+defaultAgentAdmin+")")
 }
 
-// agentAdmin is the path of the agent's admin socket: the flag's, else the variable's, else the installed one.
-func agentAdmin(flag string) string {
-	return socketPath(firstOf(flag, os.Getenv(agentAdminVariable), defaultAgentAdmin))
+// agentAdmin gives the path of the agent's admin socket.
+func agentAdmin(cmd *cobra.Command) (string, error) {
+	return askedSocket(cmd, "agent-admin", agentAdminVariable, defaultAgentAdmin)
 }
 
 // getAgent asks the agent over its admin socket. The answer is OK, and the caller closes its body; anything else is the error.

@@ -66,6 +66,17 @@ func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
+// before adds to what is looked at before a command runs.
+func before(cmd *cobra.Command, check func(cmd *cobra.Command) error) {
+	earlier := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd); err != nil || earlier == nil {
+			return err
+		}
+		return earlier(cmd, args)
+	}
+}
+
 // The exit codes, as contract.md fixes them.
 const (
 	exitOK = iota

@@ -69,16 +69,12 @@ func (i *entryInput) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&i.file, "filename", "f", "", "a file, a folder of files, or - for standard input")
 	cmd.Flags().BoolVar(&i.prune, "prune", false, "remove entries that an earlier apply made and this one does not name")
 	cmd.Flags().BoolVar(&i.empty, "allow-empty", false, "take input without any entry; with --prune nothing that an earlier apply made is left")
-	before := cmd.PreRunE
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+	before(cmd, func(cmd *cobra.Command) error {
 		if i.file == "" {
-			return usageError{cmd, fmt.Errorf("-f FILE|DIR|- is missing")}
-		}
-		if before != nil {
-			return before(cmd, args)
+			return usageError{cmd, errors.New("-f FILE|DIR|- is missing")}
 		}
 		return nil
-	}
+	})
 }
 
 // applyEntries is apply and diff: diff is a dry run that shows each entry before and after.
@@ -288,6 +284,6 @@ func newEntryWaitCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().Uint64Var(&revision, "revision", 0, "the revision to wait for; 0: the newest now")
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "give up after this long, with exit 4")
+	timeoutFlag(cmd, &timeout, 30*time.Second, "give up after this long, with exit 4")
 	return cmd
 }

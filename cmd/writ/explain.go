@@ -26,13 +26,12 @@ const explainTimeout = 20 * time.Second
 
 // processFlags name a process of this node and whom to ask about it.
 type processFlags struct {
-	pid    int32
-	socket string
+	pid int32
 }
 
 func (f *processFlags) flag(cmd *cobra.Command) {
 	cmd.Flags().Int32Var(&f.pid, "pid", 0, "the process")
-	agentAdminFlag(cmd, &f.socket)
+	agentAdminFlag(cmd)
 }
 
 // ask gets what the agent says of the process.
@@ -40,11 +39,15 @@ func (f *processFlags) ask(cmd *cobra.Command, path string, values url.Values, i
 	if !cmd.Flags().Changed("pid") {
 		return usageError{cmd, errors.New("--pid N is missing")}
 	}
+	socket, err := agentAdmin(cmd)
+	if err != nil {
+		return err
+	}
 	values.Set("pid", strconv.FormatInt(int64(f.pid), 10))
 	values.Set("space", pidSpace())
 	ctx, cancel := context.WithTimeout(cmd.Context(), explainTimeout)
 	defer cancel()
-	answer, err := getAgent(ctx, agentAdmin(f.socket), path, values)
+	answer, err := getAgent(ctx, socket, path, values)
 	if err != nil {
 		return err
 	}

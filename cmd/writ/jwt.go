@@ -42,8 +42,8 @@ Asks the Workload API at $SPIFFE_ENDPOINT_SOCKET (an empty one counts as unset: 
 Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody answers in time or, within 2 s, when no server is there to sign.`,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if len(r.Audience) == 0 {
-				return usageError{cmd, errors.New("--audience is missing: who shall take the token")}
+			if len(r.Audience) == 0 || slices.Contains(r.Audience, "") {
+				return usageError{cmd, errors.New("--audience is missing or empty: who shall take the token")}
 			}
 			if r.SpiffeId != "" {
 				if _, err := svid.ParseID(r.SpiffeId); err != nil {
@@ -61,7 +61,7 @@ Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody
 	}
 	cmd.Flags().StringArrayVar(&r.Audience, "audience", nil, "who shall take the token; may be given more than once")
 	cmd.Flags().StringVar(&r.SpiffeId, "spiffe-id", "", "of this identity only (default: of each that the process may hold)")
-	timeoutFlag(cmd, &timeout)
+	answerFlag(cmd, &timeout)
 	p.flag(cmd, "text", "json")
 	return cmd
 }
@@ -80,7 +80,7 @@ Ends with 2 for a malformed address, 3 when the token is refused or this process
 		Args: checked(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if r.Audience == "" {
-				return usageError{cmd, errors.New("--audience is missing: who must be named in the token")}
+				return usageError{cmd, errors.New("--audience is missing or empty: who must be named in the token")}
 			}
 			if len(args) == 0 {
 				args = []string{"-"}
@@ -102,7 +102,7 @@ Ends with 2 for a malformed address, 3 when the token is refused or this process
 		},
 	}
 	cmd.Flags().StringVar(&r.Audience, "audience", "", "who must be named in the token")
-	timeoutFlag(cmd, &timeout)
+	answerFlag(cmd, &timeout)
 	p.flag(cmd, "text", "json")
 	return cmd
 }

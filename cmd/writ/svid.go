@@ -51,7 +51,7 @@ Ends with 2 for a malformed address, 3 when no identity is issued, 4 when nobody
 			return printSVIDs(cmd.OutOrStdout(), p, svids, socket)
 		},
 	}
-	timeoutFlag(cmd, &timeout)
+	answerFlag(cmd, &timeout)
 	p.flag(cmd, "table", "json", "yaml", "pem")
 	return cmd
 }
@@ -68,8 +68,20 @@ func workloadSocket(cmd *cobra.Command) (string, error) {
 	return socket, nil
 }
 
-func timeoutFlag(cmd *cobra.Command, timeout *time.Duration) {
-	cmd.Flags().DurationVar(timeout, "timeout", 5*time.Second, "how long to wait for an answer")
+// answerFlag is --timeout of a command that asks the Workload API.
+func answerFlag(cmd *cobra.Command, timeout *time.Duration) {
+	timeoutFlag(cmd, timeout, 5*time.Second, "how long to wait for an answer")
+}
+
+// timeoutFlag adds --timeout. One that is over before anybody was asked cannot be meant.
+func timeoutFlag(cmd *cobra.Command, timeout *time.Duration, usual time.Duration, usage string) {
+	cmd.Flags().DurationVar(timeout, "timeout", usual, usage)
+	before(cmd, func(cmd *cobra.Command) error {
+		if *timeout <= 0 {
+			return usageError{cmd, fmt.Errorf("--timeout %s is no time to wait", *timeout)}
+		}
+		return nil
+	})
 }
 
 // askWorkloadAPI asks until there is an answer, a refusal or the time is over: the agent may be starting.

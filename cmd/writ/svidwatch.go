@@ -86,6 +86,9 @@ type fileWriter struct {
 func newFileWriter(cmd *cobra.Command, f watchFlags, socket string) (*fileWriter, error) {
 	w := &fileWriter{flags: f, socket: socket, out: cmd.OutOrStdout(), talk: cmd.ErrOrStderr(), updates: make(chan *workloadapi.X509Context, 1),
 		pause: pause{most: writeAtLeast}, hook: &hook{command: f.command, limit: hookLimit, talk: cmd.ErrOrStderr()}}
+	if cmd.Flags().Changed("write") && f.folder == "" { // as where a variable of a script is not set
+		return nil, usageError{cmd, errors.New("--write is empty: which folder")}
+	}
 	if f.command != "" && f.folder == "" {
 		return nil, usageError{cmd, errors.New("--exec needs --write: it runs after a change of the files")}
 	}

@@ -30,7 +30,7 @@ func newTailCommand() *cobra.Command {
 
 func newTailDecisionsCommand() *cobra.Command {
 	var q audit.Query
-	var socket, file string
+	var file string
 	var form printed
 	cmd := &cobra.Command{
 		Use:   "decisions",
@@ -50,7 +50,11 @@ rotated ones. A * at the end of --source or --path stands for any rest. Ends wit
 			if q.ID != "" && !cmd.Flags().Changed("last") {
 				q.Last = 0
 			}
-			return tailDecisions(cmd.Context(), q, agentAdmin(socket), file, form.form, cmd.OutOrStdout())
+			socket, err := agentAdmin(cmd)
+			if err != nil {
+				return err
+			}
+			return tailDecisions(cmd.Context(), q, socket, file, form.form, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().StringVar(&q.Source, "source", "", "of this principal")
@@ -59,7 +63,7 @@ rotated ones. A * at the end of --source or --path stands for any rest. Ends wit
 	cmd.Flags().StringVar(&q.ID, "id", "", "with this decision id; exit 1 if there is none")
 	cmd.Flags().IntVarP(&q.Last, "last", "n", 20, "the newest so many of what is there; 0: all")
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on as decisions fall")
-	agentAdminFlag(cmd, &socket)
+	agentAdminFlag(cmd)
 	cmd.Flags().StringVar(&file, "file", "", "read this file and its rotated ones instead")
 	form.flag(cmd, "text", "json")
 	return cmd
