@@ -6,7 +6,9 @@ package svid
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -90,8 +92,8 @@ func checkTrustDomain(name string) error {
 		return fmt.Errorf("trust domain has %d bytes, more than %d", len(name), maxTrustDomainLength)
 	}
 	for i := range len(name) {
-		if c := name[i]; !lowerOrMark(c) {
-			return fmt.Errorf("trust domain holds %q; only a-z, 0-9, dot, dash and underscore may stand there", c)
+		if !lowerOrMark(name[i]) {
+			return fmt.Errorf("trust domain holds %s; only a-z, 0-9, dot, dash and underscore may stand there", first(name[i:]))
 		}
 	}
 	return nil
@@ -106,7 +108,7 @@ func checkSegment(segment string) error {
 	}
 	for i := range len(segment) {
 		if c := segment[i]; !lowerOrMark(c) && (c < 'A' || c > 'Z') {
-			return fmt.Errorf("path holds %q; only letters, digits, dot, dash and underscore may stand there", c)
+			return fmt.Errorf("path holds %s; only letters, digits, dot, dash and underscore may stand there", first(segment[i:]))
 		}
 	}
 	return nil
@@ -115,6 +117,15 @@ func checkSegment(segment string) error {
 // lowerOrMark is a byte test: no folding, no Unicode, so that a KELVIN SIGN is never a k.
 func lowerOrMark(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '.' || c == '-' || c == '_'
+}
+
+// first quotes the character that s begins with, whole where it has more than one byte, and a byte that begins none as such.
+func first(s string) string {
+	r, size := utf8.DecodeRuneInString(s)
+	if r == utf8.RuneError && size <= 1 {
+		return fmt.Sprintf("the byte 0x%02x", s[0])
+	}
+	return strconv.QuoteRune(r)
 }
 
 // quote keeps errors readable and free of control characters, whatever a stranger sent.

@@ -116,6 +116,30 @@ func TestParseIDErrorsShowNoControlCharacters(t *testing.T) {
 	}
 }
 
+func TestParseIDErrorsQuoteWhatAPersonTyped(t *testing.T) {
+	for id, want := range map[string]string{
+		"spiffe://example.org/\u00e4":      "path holds '\u00e4';",
+		"spiffe://example.org/a\U0001f600": "path holds '\U0001f600';",
+		"spiffe://example.org/a%20":        "path holds '%';",
+		"spiffe://example.org/a\u202e":     `path holds '\u202e';`,
+		"spiffe://example.org/a\xff":       "path holds the byte 0xff;",
+		"spiffe://example.org/a\ufffd":     "path holds '\ufffd';",
+		"spiffe://\u00e4.example/a":        "trust domain holds '\u00e4';",
+		"spiffe://Example.org":             "trust domain holds 'E';",
+	} {
+		if _, err := svid.ParseID(id); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseID(%q): %v, want %s", id, err, want)
+		}
+	}
+}
+
+// IDs are read for each request: one that is right costs nothing.
+func TestParseIDAllocatesNothing(t *testing.T) {
+	if n := testing.AllocsPerRun(100, func() { _, _ = svid.ParseID("spiffe://example.org/ns/a/sa/b") }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestParseTrustDomain(t *testing.T) {
 	for _, row := range []struct {
 		name, in string
