@@ -91,12 +91,11 @@ func (k *keptFolder) differing(files []file) []file {
 }
 
 func (k *keptFolder) write(files []file) error {
+	var all []durable.File
 	for _, f := range files {
-		if err := durable.WriteFile(k.file(f.name), f.content, 0o600); err != nil {
-			return err
-		}
+		all = append(all, durable.File{Path: k.file(f.name), Data: f.content, Mode: 0o600})
 	}
-	return nil
+	return durable.WriteFiles(all...)
 }
 
 // remember notes what the command has still to be told.

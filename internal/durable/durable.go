@@ -35,28 +35,64 @@ func (e *OwnerError) Error() string {
 	return fmt.Sprintf("%s belongs to uid %d, not to uid %d", e.Path, e.Owner, e.Want)
 }
 
+// File is what WriteFiles writes.
+type File struct {
+	Path string
+	Data []byte
+	Mode fs.FileMode
+}
+
 // WriteFile replaces a file in one step and gives it exactly that mode, whatever the umask and whatever mode an older one had.
 // When it returns, the new content survives a power cut; when it fails, or the power goes meanwhile, the old one is there whole.
-func WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
-	temp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600 until all is written
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
+func WriteFile(path string, data []byte, mode fs.FileMode) error {
+	return WriteFiles(File{path, data, mode})
+}
+
+// WriteFiles is WriteFile for files that belong together. None is replaced before all are written, so that a full disk leaves the old ones.
+func WriteFiles(files ...File) (err error) {
+	var temps []string
 	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(temp.Name())))
+		for _, temp := range temps { // those that were not renamed
+			err = errors.Join(err, os.Remove(temp))
 		}
 	}()
-	if err := fill(temp, data, mode); err != nil {
-		return err
+	for _, f := range files {
+		temp, err := stage(f)
+		if err != nil {
+			return fmt.Errorf("write %s: %w", f.Path, err)
+		}
+		temps = append(temps, temp)
 	}
-	if err := os.Rename(temp.Name(), path); err != nil {
-		return err
+	for _, f := range files {
+		if err := os.Rename(temps[0], f.Path); err != nil {
+			return fmt.Errorf("write %s: %w", f.Path, err)
+		}
+		temps = temps[1:]
 	}
-	if err := syncFolder(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("%s is replaced and may not survive a power cut: %w", path, err)
+	synced := ""
+	for _, f := range files {
+		folder := filepath.Dir(f.Path)
+		if folder == synced {
+			continue
+		}
+		if err := syncFolder(folder); err != nil {
+			return fmt.Errorf("write %s: it is replaced and may not survive a power cut: %w", f.Path, err)
+		}
+		synced = folder
 	}
 	return nil
+}
+
+// stage writes a file beside where it shall be, 0600 until all is written, and gives its name.
+func stage(f File) (name string, err error) {
+	temp, err := os.CreateTemp(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".*")
+	if err != nil {
+		return "", err
+	}
+	if err := fill(temp, f.Data, f.Mode); err != nil {
+		return "", errors.Join(err, os.Remove(temp.Name()))
+	}
+	return temp.Name(), nil
 }
 
 // ReadSecret reads a file that only its owner may read; a mode wider than 0600 is a *WideModeError.

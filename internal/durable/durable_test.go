@@ -117,6 +117,30 @@ func TestWriteFileFailureLeavesEverythingAsItWas(t *testing.T) {
 	}
 }
 
+// A key and its certificate belong together: where there is no room for both, both stay.
+func TestWriteFilesReplacesAllOrNone(t *testing.T) {
+	folder := t.TempDir()
+	at := func(name string) string { return filepath.Join(folder, name) }
+	write := func(last string, content string) error {
+		return durable.WriteFiles(durable.File{Path: at("a"), Data: []byte(content), Mode: 0o600}, durable.File{Path: at(last), Data: []byte(content), Mode: 0o640})
+	}
+	if err := write("b", "old"); err != nil {
+		t.Fatal(err)
+	}
+	if modeOf(t, at("a")) != 0o600 || modeOf(t, at("b")) != 0o640 {
+		t.Errorf("the modes are %o and %o", modeOf(t, at("a")), modeOf(t, at("b")))
+	}
+	if err := write("no such folder/b", "new"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if data, _ := os.ReadFile(at("a")); string(data) != "old" {
+		t.Errorf("the first holds %q where the second could not be written", data)
+	}
+	if diff := cmp.Diff([]string{"a", "b"}, namesIn(t, folder)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+}
+
 func TestReadersSeeOldOrNewAndNeverAPart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	contents := [][]byte{bytes.Repeat([]byte("a"), 1<<16), bytes.Repeat([]byte("b"), 1<<15)}
