@@ -328,7 +328,7 @@ type graphQLReader struct{ graphQLLexer }
 
 // skipTo goes to a token that stands outside of what brackets hold, and says how many it passed.
 func (r *graphQLReader) skipTo(stop string) (passed int) {
-	for depth := 0; r.token != "" && (depth > 0 || strings.Index(stop, r.token) < 0); r.next() {
+	for depth := 0; r.token != "" && (depth > 0 || !strings.Contains(stop, r.token)); r.next() {
 		switch r.token {
 		case "(", "[", "{":
 			depth++
