@@ -19,6 +19,9 @@ const (
 	maxSteps  = 10_000    // of a search for paths
 	maxSpelt  = 500_000   // values that are written out
 	maxResult = 100_000   // values that a decision gives
+
+	maxReplaced = 64 << 20 // patterns times bytes
+	maxYAML     = 5_000    // values that are written as YAML, which takes a hundred times as long as JSON
 )
 
 // A bound says why a call would make too much; nil where it would not. Operands of a wrong type are for the function to refuse.
@@ -27,9 +30,10 @@ type bound func(operands []*ast.Term) error
 // bindBuiltins puts the bounds before OPA's own functions, which are one table for the process: once, before any evaluation.
 var bindBuiltins = sync.OnceFunc(func() {
 	bindBounds(textBounds())
+	bindBounds(numberBounds())
+	bindBounds(keyBounds())
 	bindBounds(map[string]bound{
 		ast.BitsShiftLeft.Name:          shift,
-		ast.Multiply.Name:               multiply,
 		ast.Product.Name:                product,
 		ast.Sprintf.Name:                format,
 		ast.Replace.Name:                replace,
@@ -37,7 +41,7 @@ var bindBuiltins = sync.OnceFunc(func() {
 		ast.ReachablePathsBuiltin.Name:  paths,
 		ast.JSONMarshal.Name:            spelled,
 		ast.JSONMarshalWithOptions.Name: spelled,
-		ast.YAMLMarshal.Name:            spelled,
+		ast.YAMLMarshal.Name:            spelledYAML,
 		ast.JWTEncodeSign.Name:          spelled,
 		ast.JSONSchemaVerify.Name:       verifiable,
 		ast.JSONMatchSchema.Name:        matchable,
@@ -92,10 +96,6 @@ func shift(operands []*ast.Term) error {
 	return nil
 }
 
-func multiply(operands []*ast.Term) error {
-	return digits(len(operand[ast.Number](operands, 0)) + len(operand[ast.Number](operands, 1)))
-}
-
 func digits(n int) error {
 	if n > maxDigits {
 		return fmt.Errorf("the result has more than %d digits", maxDigits)
@@ -105,15 +105,22 @@ func digits(n int) error {
 
 func product(operands []*ast.Term) error {
 	n := 0
+	var far error
 	add := func(t *ast.Term) {
 		number, _ := t.Value.(ast.Number)
 		n += len(number)
+		if err := near(number); err != nil {
+			far = err
+		}
 	}
 	switch list := operands[0].Value.(type) {
 	case *ast.Array:
 		list.Foreach(add)
 	case ast.Set:
 		list.Foreach(add)
+	}
+	if far != nil {
+		return far
 	}
 	return digits(n)
 }
@@ -170,6 +177,9 @@ func replaceN(operands []*ast.Term) error {
 	patterns, text := operand[ast.Object](operands, 0), operand[ast.String](operands, 1)
 	if patterns == nil {
 		return nil
+	}
+	if patterns.Len()*len(text) > maxReplaced {
+		return fmt.Errorf("the patterns times the text have more than %d bytes", maxReplaced)
 	}
 	n := len(text)
 	patterns.Foreach(func(old, with *ast.Term) {
@@ -229,6 +239,13 @@ func spelled(operands []*ast.Term) error {
 		n += textSize(t.Value)
 	}
 	return made(n)
+}
+
+func spelledYAML(operands []*ast.Term) error {
+	if spend(operands[0].Value, maxYAML) < 0 {
+		return fmt.Errorf("an operand has more than %d values", maxYAML)
+	}
+	return spelled(operands)
 }
 
 // spend takes the values that v holds off what is left, and stops where nothing is.

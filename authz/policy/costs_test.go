@@ -2,7 +2,15 @@ package policy_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -29,7 +37,7 @@ const (
 const tooLong = 3 * time.Second
 
 func TestNoCallTakesLong(t *testing.T) {
-	for _, c := range slices.Concat(schemaCosts(), graphQLCosts()) {
+	for _, c := range slices.Concat(schemaCosts(), graphQLCosts(), textCosts()) {
 		t.Run(c.name+" "+c.of, func(t *testing.T) {
 			for n := 4; n <= mostBytes; n *= 2 {
 				operands := c.operands(n)
@@ -278,4 +286,171 @@ func graphQLCosts() (all []cost) {
 		schema("a list of lists", nest("type Query { a: ", "[", "Query", "]", "}"))
 	}
 	return all
+}
+
+// cheap are functions that were tried with texts of megabytes, numbers of 100,000 digits and lists of 100,000 values, in all
+// combinations, and take no longer than their operands are large.
+var cheap = strings.Fields(`all and any array.concat array.flatten array.reverse array.slice base64.decode base64.encode base64.is_valid
+base64url.decode base64url.encode base64url.encode_no_pad bits.and bits.lsh bits.negate bits.or bits.rsh bits.xor cast_array cast_boolean
+cast_null cast_object cast_set cast_string concat contains count crypto.hmac.equal crypto.hmac.md5 crypto.hmac.sha1 crypto.hmac.sha256
+crypto.hmac.sha512 crypto.md5 crypto.sha1 crypto.sha256 endswith equal glob.quote_meta graph.reachable graph.reachable_paths gt gte
+hex.decode hex.encode indexof indexof_n internal.member_2 internal.member_3 internal.print internal.template_string internal.test_case
+intersection io.jwt.decode io.jwt.decode_verify io.jwt.encode_sign io.jwt.encode_sign_raw is_array is_boolean is_null is_number is_object
+is_set is_string json.filter json.is_valid json.marshal json.marshal_with_options json.patch json.remove lower lt lte max min neq
+net.cidr_contains net.cidr_contains_matches net.cidr_expand net.cidr_intersects net.cidr_is_valid net.cidr_merge net.cidr_overlap
+numbers.range numbers.range_step object.filter object.get object.keys object.remove object.subset object.union object.union_n or
+providers.aws.sign_req rand.intn regex.is_valid regex.split rego.metadata.chain rego.metadata.rule replace semver.compare semver.is_valid
+set_diff sort split sprintf startswith strings.any_prefix_match strings.any_suffix_match strings.count strings.render_template
+strings.reverse strings.split_n substring time.add_date time.clock time.date time.diff time.format time.now_ns time.parse_duration_ns
+time.parse_ns time.parse_rfc3339_ns time.weekday trace trim trim_left trim_prefix trim_right trim_space trim_suffix type_name union upper
+uri.is_valid uri.parse urlquery.decode urlquery.decode_object urlquery.encode urlquery.encode_object uuid.parse uuid.rfc4122 walk
+io.jwt.verify_hs256 io.jwt.verify_hs384 io.jwt.verify_hs512 io.jwt.verify_rs384 io.jwt.verify_rs512 io.jwt.verify_ps256
+io.jwt.verify_ps384 io.jwt.verify_ps512 io.jwt.verify_es256 io.jwt.verify_es384 io.jwt.verify_es512 io.jwt.verify_eddsa
+crypto.x509.parse_and_verify_certificates_with_options crypto.x509.parse_certificate_request crypto.x509.parse_keypair
+crypto.x509.parse_rsa_private_key crypto.parse_private_keys regex.match json.verify_schema graphql.parse`)
+
+// TestEveryFunctionIsTimed: what a new version of OPA brings is tried before sets may call it.
+func TestEveryFunctionIsTimed(t *testing.T) {
+	known := slices.Clone(cheap)
+	for _, c := range slices.Concat(schemaCosts(), graphQLCosts(), textCosts()) {
+		known = append(known, c.name)
+	}
+	for _, b := range policy.Functions() {
+		if !slices.Contains(known, b) {
+			t.Errorf("%s: how long may one call take? Time it here, or say that it is cheap", b)
+		}
+	}
+}
+
+func textCosts() (all []cost) {
+	add := func(name, of string, operands func(n int) []*ast.Term) { all = append(all, cost{name, of, operands}) }
+	one := func(piece string) func(int) []*ast.Term {
+		return func(n int) []*ast.Term { return []*ast.Term{text(strings.Repeat(piece, n/len(piece)+1))} }
+	}
+	number := func(text func(n int) string) func(int) []*ast.Term {
+		return func(n int) []*ast.Term {
+			return []*ast.Term{ast.NewTerm(ast.Number(text(n))), ast.NewTerm(ast.Number("7" + text(n)))}
+		}
+	}
+	nines := func(n int) string { return strings.Repeat("9", min(n, 1<<18)) }
+	for _, name := range []string{"units.parse", "units.parse_bytes", "to_number"} {
+		add(name, "digits", one("9"))
+		add(name, "digits behind a point", func(n int) []*ast.Term { return []*ast.Term{text("0.", strings.Repeat("7", n))} })
+		add(name, "an exponent", func(n int) []*ast.Term { return []*ast.Term{text(fmt.Sprintf("1e%d", n))} })
+		add(name, "an exponent below", func(n int) []*ast.Term { return []*ast.Term{text(fmt.Sprintf("1e-%d", n))} })
+	}
+	for name, operands := range map[string]int{"plus": 2, "minus": 2, "mul": 2, "div": 2, "rem": 2, "abs": 1, "ceil": 1, "floor": 1, "round": 1} {
+		for of, text := range map[string]func(n int) string{"digits": nines, "digits behind a point": func(n int) string { return "0." + nines(n) },
+			"an exponent": func(n int) string { return fmt.Sprintf("1e%d", n) }, "an exponent below": func(n int) string { return fmt.Sprintf("1e-%d", n) }} {
+			add(name, of, func(n int) []*ast.Term { return number(text)(n)[:operands] })
+		}
+	}
+	for _, name := range []string{"sum", "product"} {
+		add(name, "an exponent", func(n int) []*ast.Term {
+			return []*ast.Term{ast.ArrayTerm(number(func(n int) string { return fmt.Sprintf("1e%d", n) })(n)...)}
+		})
+	}
+	add("format_int", "an exponent", func(n int) []*ast.Term {
+		return []*ast.Term{ast.NewTerm(ast.Number(fmt.Sprintf("1e%d", n))), ast.NumberTerm("2")}
+	})
+	for _, name := range []string{"re_match", "regex.find_n", "regex.find_all_string_submatch_n", "regex.replace"} {
+		regex := func(of, expression string, piece func(n int) string) {
+			add(name, of, func(n int) []*ast.Term {
+				e, t := text(strings.Repeat(expression, min(n, 30_000)/len(expression)+1)), text(piece(n))
+				switch name {
+				case "re_match":
+					return []*ast.Term{e, t}
+				case "regex.replace":
+					return []*ast.Term{t, e, text("x")}
+				}
+				return []*ast.Term{e, t, ast.NumberTerm("-1")}
+			})
+		}
+		as := func(n int) string { return strings.Repeat("a", n) }
+		regex("as long", "a", as)
+		regex("many that may be", "a?", as)
+		regex("many that may be much", ".*", as)
+		regex("many repetitions", "a{1000}", as)
+		short := func(of, expression string) {
+			add(name, of, func(n int) []*ast.Term {
+				switch name {
+				case "re_match":
+					return []*ast.Term{text(expression), text(as(n))}
+				case "regex.replace":
+					return []*ast.Term{text(as(n)), text(expression), text("x")}
+				}
+				return []*ast.Term{text(expression), text(as(n)), ast.NumberTerm("-1")}
+			})
+		}
+		short("matches that each look to the end", "a.*b|a")
+		short("groups", "((((a))))*b")
+	}
+	add("regex.template_match", "an expression", func(n int) []*ast.Term {
+		return []*ast.Term{text("{", strings.Repeat("a?", min(n, 30_000)), "}"), text(strings.Repeat("a", n)), text("{"), text("}")}
+	})
+	for _, piece := range []string{"a", "*", "a*", "?", "[a-z]", "[^a]*", ".*", "{a,b}", "{*,a*}"} {
+		add("regex.globs_match", piece, func(n int) []*ast.Term { return append(one(piece)(n), one(piece)(n)...) })
+		add("glob.match", piece, func(n int) []*ast.Term {
+			return []*ast.Term{text(strings.Repeat(piece, min(n, 60_000)/len(piece)), "b"), ast.ArrayTerm(text(".")), text(strings.Repeat("a", n))}
+		})
+	}
+	for of, piece := range map[string]string{"values": "- 1\n", "a list": "[", "keys": "a%d: 1\n", "keys in brackets": "a%d, ", "aliases": "- &a [*a]\n"} {
+		for _, name := range []string{"yaml.unmarshal", "yaml.is_valid"} {
+			add(name, of, func(n int) []*ast.Term {
+				if of == "keys in brackets" {
+					return []*ast.Term{text("{", repeat(min(n, 1<<20), piece), "}")}
+				}
+				return []*ast.Term{text(repeat(min(n, 1<<20), piece))}
+			})
+		}
+		add("json.unmarshal", of, func(n int) []*ast.Term { return []*ast.Term{text("[", repeat(min(n, 1<<20), "1,"), "1]")} })
+	}
+	add("yaml.marshal", "values", func(n int) []*ast.Term {
+		var items [][2]*ast.Term
+		for i := range min(n, mostValues/2) {
+			items = append(items, ast.Item(text(fmt.Sprint("k", i)), ast.IntNumberTerm(i)))
+		}
+		return []*ast.Term{ast.ObjectTerm(items...)}
+	})
+	add("strings.replace_n", "patterns", func(n int) []*ast.Term {
+		var items [][2]*ast.Term
+		for i := range min(n, mostValues/2) {
+			items = append(items, ast.Item(text(fmt.Sprint("k", i)), text("x")))
+		}
+		return []*ast.Term{ast.ObjectTerm(items...), text(strings.Repeat("a", n))}
+	})
+	add("rego.parse_module", "brackets", func(n int) []*ast.Term {
+		return []*ast.Term{text("a.rego"), text("package a\nb := ", strings.Repeat("[", n))}
+	})
+	add("rego.parse_module", "rules", func(n int) []*ast.Term {
+		return []*ast.Term{text("a.rego"), text("package a\n", strings.Repeat("b := 1\n", n))}
+	})
+	for _, size := range []int{256, 1024, 4096, 1 << 16, 1 << 19} {
+		key := certified(size)
+		of := fmt.Sprintf("keys of %d bytes", size)
+		for _, name := range []string{"crypto.x509.parse_certificates", "crypto.x509.parse_and_verify_certificates"} {
+			add(name, of, func(n int) []*ast.Term { return []*ast.Term{text(strings.Repeat(key, min(n, mostBytes/len(key)+1)))} })
+		}
+		add("io.jwt.verify_rs256", of, func(n int) []*ast.Term {
+			token := "eyJhbGciOiJSUzI1NiJ9.e30." + base64.RawURLEncoding.EncodeToString(make([]byte, size))
+			return []*ast.Term{text(token), text(strings.Repeat(key, min(n, mostBytes/len(key)+1)))}
+		})
+	}
+	return all
+}
+
+// certified is a certificate for an RSA key of so many bytes, which nobody holds.
+func certified(size int) string {
+	modulus := new(big.Int).Lsh(big.NewInt(1), uint(size*8-1))
+	modulus.Add(modulus, big.NewInt(12345))
+	issuer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &rsa.PublicKey{N: modulus, E: 65537}, issuer)
+	if err != nil {
+		panic(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }

@@ -67,3 +67,13 @@ func Result(ctx context.Context, name string, result **ast.Term, operands ...*as
 
 // DecisionOf is what becomes of a policy's value, given for a request.
 func DecisionOf(v ast.Value, request []byte) authz.Decision { return decision(v, look(request)) }
+
+// Functions are what a set may call.
+func Functions() (names []string) {
+	for _, b := range capabilities(manifest{Network: []string{"example.org"}}).Builtins {
+		if topdown.GetBuiltin(b.Name) != nil && b.Name != "http.send" && b.Name != "net.lookup_ip_addr" {
+			names = append(names, b.Name)
+		}
+	}
+	return names
+}
