@@ -32,6 +32,7 @@ var bindBuiltins = sync.OnceFunc(func() {
 	bindBounds(textBounds())
 	bindBounds(numberBounds())
 	bindBounds(keyBounds())
+	bindBounds(pairBounds())
 	bindBounds(map[string]bound{
 		ast.BitsShiftLeft.Name:          shift,
 		ast.Product.Name:                product,

@@ -288,7 +288,7 @@ func graphQLCosts() (all []cost) {
 	return all
 }
 
-// cheap are functions that were tried with texts of megabytes, numbers of 100,000 digits and lists of 100,000 values, in all
+// cheap are functions that were tried with texts of megabytes, numbers of 100,000 digits and lists of 100,000 values, in many
 // combinations, and take no longer than their operands are large.
 var cheap = strings.Fields(`all and any array.concat array.flatten array.reverse array.slice base64.decode base64.encode base64.is_valid
 base64url.decode base64url.encode base64url.encode_no_pad bits.and bits.lsh bits.negate bits.or bits.rsh bits.xor cast_array cast_boolean
@@ -419,6 +419,65 @@ func textCosts() (all []cost) {
 		}
 		return []*ast.Term{ast.ObjectTerm(items...), text(strings.Repeat("a", n))}
 	})
+	list := func(n int, item func(i int) *ast.Term) *ast.Term {
+		items := make([]*ast.Term, min(n, mostValues/2))
+		for i := range items {
+			items[i] = item(i)
+		}
+		return ast.ArrayTerm(items...)
+	}
+	same := func(int) *ast.Term { return ast.IntNumberTerm(1) }
+	address := func(i int) *ast.Term { return text(fmt.Sprintf("10.%d.%d.%d/32", i>>16, i>>8&255, i&255)) }
+	add("json.patch", "what is put in front", func(n int) []*ast.Term {
+		return []*ast.Term{list(n, same), list(n, func(int) *ast.Term { return ast.MustParseTerm(`{"op": "add", "path": "/0", "value": 1}`) })}
+	})
+	add("json.patch", "copies of copies", func(n int) []*ast.Term {
+		return []*ast.Term{ast.MustParseTerm(`{"a": [1]}`), list(n, func(int) *ast.Term { return ast.MustParseTerm(`{"op": "copy", "from": "/a", "path": "/a/0"}`) })}
+	})
+	add("json.patch", "tests of all", func(n int) []*ast.Term {
+		whole := ast.ObjectTerm(ast.Item(text("op"), text("test")), ast.Item(text("path"), text("/a")), ast.Item(text("value"), list(n, same)))
+		return []*ast.Term{ast.ObjectTerm(ast.Item(text("a"), list(n, same))), list(n, func(int) *ast.Term { return whole })}
+	})
+	add("net.cidr_contains_matches", "lists", func(n int) []*ast.Term { return []*ast.Term{list(n, address), list(n, address)} })
+	add("net.cidr_merge", "addresses apart", func(n int) []*ast.Term {
+		return []*ast.Term{list(n, func(i int) *ast.Term { return address(2 * i) })}
+	})
+	add("net.cidr_merge", "networks in each other", func(n int) []*ast.Term {
+		return []*ast.Term{list(n, func(i int) *ast.Term { return text(fmt.Sprintf("10.%d.%d.%d/%d", i>>16, i>>8&255, i&255, 8+i%25)) })}
+	})
+	add("object.subset", "lists in lists", func(n int) []*ast.Term {
+		half := list(n/2, same)
+		return []*ast.Term{list(n, same), ast.NewTerm(half.Value.(*ast.Array).Append(ast.IntNumberTerm(2)))}
+	})
+	add("strings.any_prefix_match", "lists", func(n int) []*ast.Term {
+		return []*ast.Term{list(n, address), list(n, func(i int) *ast.Term { return text(fmt.Sprint("x", i)) })}
+	})
+	add("strings.any_suffix_match", "lists", func(n int) []*ast.Term {
+		return []*ast.Term{list(n, address), list(n, func(i int) *ast.Term { return text(fmt.Sprint("x", i)) })}
+	})
+	add("json.filter", "paths", func(n int) []*ast.Term {
+		return []*ast.Term{ast.ObjectTerm(ast.Item(text("a"), list(n, same))), list(n, func(i int) *ast.Term { return text(fmt.Sprint("a/", i)) })}
+	})
+	add("json.remove", "paths", func(n int) []*ast.Term {
+		return []*ast.Term{ast.ObjectTerm(ast.Item(text("a"), list(n, same))), list(n, func(i int) *ast.Term { return text(fmt.Sprint("a/", i)) })}
+	})
+	add("object.union_n", "objects", func(n int) []*ast.Term {
+		return []*ast.Term{list(n, func(i int) *ast.Term { return ast.ObjectTerm(ast.Item(ast.IntNumberTerm(i), text("x"))) })}
+	})
+	add("graph.reachable", "all of all", func(n int) []*ast.Term {
+		k := min(n, 200)
+		all := list(k, func(i int) *ast.Term { return ast.IntNumberTerm(i) })
+		var items [][2]*ast.Term
+		for i := range k {
+			items = append(items, ast.Item(ast.IntNumberTerm(i), all))
+		}
+		return []*ast.Term{ast.ObjectTerm(items...), all}
+	})
+	for _, name := range []string{"io.jwt.decode", "semver.compare", "time.parse_ns", "time.parse_duration_ns", "uri.parse", "urlquery.encode"} {
+		for _, piece := range []string{"9", "a.", "1h", "%41", "/", "2006"} {
+			add(name, piece, func(n int) []*ast.Term { return append(one(piece)(n), one(piece)(n)...) })
+		}
+	}
 	add("rego.parse_module", "brackets", func(n int) []*ast.Term {
 		return []*ast.Term{text("a.rego"), text("package a\nb := ", strings.Repeat("[", n))}
 	})

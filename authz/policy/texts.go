@@ -167,10 +167,22 @@ func steps(expression, text string) error {
 	if len(expression) > maxPattern {
 		return fmt.Errorf("the pattern has more than %d bytes", maxPattern)
 	}
-	if operations(expression)*(len(text)+100) > maxExpression {
+	if atMost(expression)*(len(text)+100) > maxExpression && operations(expression)*(len(text)+100) > maxExpression {
 		return errExpression
 	}
 	return nil
+}
+
+// atMost is never less than operations, and takes no parsing, which would cost more than most matches.
+func atMost(expression string) int {
+	n := 4 * len(expression)
+	if strings.Contains(expression, "{") {
+		n *= 1000 // repetitions in repetitions multiply to no more
+	}
+	if strings.Contains(expression, `\p`) || strings.Contains(expression, `\P`) || strings.Contains(expression, "(?") || strings.Contains(expression, "[") {
+		n *= 50
+	}
+	return n
 }
 
 // found counts the matches of an expression, up to one more than limit. What is no expression is for the function to refuse.
@@ -182,7 +194,7 @@ func found(expression, text string, limit int) (n int, err error) {
 	if err != nil {
 		return 0, nil
 	}
-	if operations(expression)*len(text) < maxExpression/(len(text)+1) {
+	if min(atMost(expression), maxExpression)*len(text) < maxExpression/(len(text)+1) || operations(expression)*len(text) < maxExpression/(len(text)+1) {
 		return len(e.FindAllStringIndex(text, limit+1)), nil
 	}
 	start := time.Now()
