@@ -179,7 +179,7 @@ func atMost(expression string) int {
 	if strings.Contains(expression, "{") {
 		n *= 1000 // repetitions in repetitions multiply to no more
 	}
-	if strings.Contains(expression, `\p`) || strings.Contains(expression, `\P`) || strings.Contains(expression, "(?") || strings.Contains(expression, "[") {
+	if strings.Contains(expression, `\p`) || strings.Contains(expression, `\P`) || strings.Contains(expression, "(?") {
 		n *= 50
 	}
 	return n
