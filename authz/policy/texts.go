@@ -153,11 +153,11 @@ func pieces(operands []*ast.Term) error {
 	return cut(strings.Count(string(text), string(operand[ast.String](operands, 1))))
 }
 
-// maxSteps of a regular expression: operations for each byte of a text. That many take a tenth of a second, and so may counting the
-// matches before they are made, which takes the square of the text where each of them looks through what is left.
+// maxSteps of a regular expression: operations for each byte of a text. That many take a tenth of a second. Counting the matches before they
+// are made is bounded by time, which takes the square of the text where each of them looks through what is left.
 const (
 	maxExpression = 16_000_000
-	countFor      = 100 * time.Millisecond
+	countFor      = 250 * time.Millisecond // more than the tenth, for a machine that stalls
 )
 
 var errExpression = errors.New("the expression and the text take too long")
