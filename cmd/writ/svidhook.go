@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	hookLimit = 30 * time.Second // what one run may take
-	hookAgain = 5 * time.Second  // between tries of one that failed
-	hookLeave = 3 * time.Second  // what a run may still take when the watch ends
-	hookGrace = 2 * time.Second  // between asking a run's processes to end and killing them
+	hookLimit = 30 * time.Second        // what one run may take
+	hookAgain = 5 * time.Second         // between tries of one that failed
+	hookGrace = 1500 * time.Millisecond // between asking a run's processes to end and killing them
+	hookLeave = 2 * time.Second         // what a run may still take when the watch ends; with the grace well under lastResort
 )
 
 // hook is the command that runs after changes: one run at a time, beside whoever writes the files. What changes during a run is told by the next

@@ -109,21 +109,26 @@ func TestCommandEndsWithAllItStarted(t *testing.T) {
 			gone(t, pids)
 		})
 	}
-	t.Run("when the watch ends", func(t *testing.T) {
-		pids := filepath.Join(t.TempDir(), "pids")
-		t.Setenv("PIDS", pids)
-		killed(t, pids)
-		k := keep(t, "--exec", children["a child"])
-		k.holds(t, k.issue(t))
-		await(t, "the command", func() bool { return len(linesOf(pids)) == 1 })
-		if code := k.end(); code != exitOK || !k.talk.has("run again by the next watch") || k.talk.has("context canceled") {
-			t.Errorf("it ends with %d", code)
-		}
-		gone(t, pids)
-		if k.read(".changed") == "" {
-			t.Error("the next watch does not know what was not told")
-		}
-	})
+	if hookLeave+hookGrace > lastResort-time.Second {
+		t.Errorf("the process ends before a run that will not: after %s", lastResort)
+	}
+	for name, command := range children {
+		t.Run("when the watch ends: "+name, func(t *testing.T) {
+			pids := filepath.Join(t.TempDir(), "pids")
+			t.Setenv("PIDS", pids)
+			killed(t, pids)
+			k := keep(t, "--exec", command)
+			k.holds(t, k.issue(t))
+			await(t, "the command", func() bool { return len(linesOf(pids)) == 1 })
+			if code := k.end(); code != exitOK || !k.talk.has("run again by the next watch") || k.talk.has("context canceled") {
+				t.Errorf("it ends with %d", code)
+			}
+			gone(t, pids)
+			if k.read(".changed") == "" {
+				t.Error("the next watch does not know what was not told")
+			}
+		})
+	}
 }
 
 // What a command starts to stay, as `nginx` does itself, stays.

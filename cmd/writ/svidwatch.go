@@ -23,6 +23,7 @@ import (
 const (
 	askAtLeast   = 5 * time.Second  // the longest pause between tries to reach the Workload API
 	writeAtLeast = 30 * time.Second // the longest pause between tries to write
+	lookAfter    = 5 * time.Second  // how often the folder is looked at for what others did to it
 )
 
 // watchFlags is the command line of `writ svid watch`.
@@ -76,6 +77,7 @@ type fileWriter struct {
 	hook *hook
 
 	wanted  []file           // what the folder has still to hold
+	kept    []file           // what it was brought to hold
 	rewrite <-chan time.Time // when that is tried again
 	pause   pause            // between tries to write
 
@@ -133,8 +135,12 @@ func (w *fileWriter) run(ctx context.Context) error {
 func (w *fileWriter) follow(ctx context.Context) error {
 	defer w.folder.release()
 	defer w.leave()
+	look := time.NewTicker(lookAfter)
+	defer look.Stop()
 	for {
 		select {
+		case <-look.C:
+			w.look()
 		case <-ctx.Done():
 			return nil
 		case err := <-w.hook.ended:
@@ -222,8 +228,18 @@ func (w *fileWriter) keep() {
 	if w.pause.last > 0 {
 		fmt.Fprintf(w.talk, "the files in %s are written\n", w.flags.folder)
 	}
-	w.wanted = nil
+	w.kept, w.wanted = w.wanted, nil
 	w.pause.Reset()
+}
+
+// look brings back what somebody removed or changed since it was written.
+func (w *fileWriter) look() {
+	if len(w.wanted) > 0 || len(w.kept) == 0 || w.folder.held() && len(w.folder.differing(w.kept)) == 0 {
+		return
+	}
+	fmt.Fprintf(w.talk, "the files in %s are gone or changed, and are written anew\n", w.flags.folder)
+	w.wanted = w.kept
+	w.keep()
 }
 
 // write replaces the files that differ. Which they are is remembered first: whoever ends between the two must know it when it is back.

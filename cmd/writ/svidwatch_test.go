@@ -121,6 +121,29 @@ func TestWatchOutlivesItsFoldersTroubles(t *testing.T) {
 	}
 }
 
+// Whoever reads the files must not be without them until the SVID is renewed.
+func TestWatchBringsBackWhatIsGone(t *testing.T) {
+	for name, spoil := range map[string]func(folder string) error{
+		"the folder": os.RemoveAll,
+		"the key":    func(folder string) error { return os.Remove(filepath.Join(folder, "key.pem")) },
+		"the chain":  func(folder string) error { return os.Truncate(filepath.Join(folder, "svid.pem"), 10) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := keep(t)
+			s := k.issue(t)
+			k.holds(t, s)
+			if err := spoil(k.folder); err != nil {
+				t.Fatal(err)
+			}
+			k.holds(t, s)
+			await(t, "a word of it", func() bool { return k.talk.has("gone or changed") })
+			if code := k.end(); code != exitOK {
+				t.Errorf("it ends with %d", code)
+			}
+		})
+	}
+}
+
 // Two watches of one folder would take each other's files and notes away.
 func TestOneWatchAFolder(t *testing.T) {
 	k := keep(t)
