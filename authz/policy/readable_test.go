@@ -81,7 +81,7 @@ func TestEveryAnswerIsReadable(t *testing.T) {
 		}
 		codes[r.GetDeniedResponse().GetStatus().GetCode()]++
 	})
-	if len(codes) < 3 || codes[0] == 0 || codes[typev3.StatusCode_ServiceUnavailable] == 0 {
+	if !testing.Short() && (len(codes) < 3 || codes[0] == 0 || codes[typev3.StatusCode_ServiceUnavailable] == 0) { // short, it makes up twenty
 		t.Error("answers were of few kinds:", codes)
 	}
 }
