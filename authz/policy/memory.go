@@ -2,6 +2,7 @@ package policy
 
 import (
 	"math"
+	"runtime"
 	"runtime/metrics"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ type watch struct {
 	timer *time.Timer
 	first heap
 	over  bool
+
+	stopped bool
 }
 
 // watchHeap calls end once, if the heap grows by more than limit bytes before stop is called.
@@ -53,15 +56,22 @@ func (w *watch) look() {
 	w.timer.Reset(watchEvery)
 }
 
-// stop ends the watch and says whether it had ended the evaluation.
+// stop ends the watch and says whether it had ended the evaluation. What that made is collected then: the next evaluation would take it
+// for what there was before, and the heap would grow by a limit each time.
 func (w *watch) stop() (over bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.timer != nil {
 		w.timer.Stop()
 		w.timer = nil
 	}
-	return w.over
+	over = w.over
+	collect := over && !w.stopped
+	w.stopped = true
+	w.mu.Unlock()
+	if collect {
+		runtime.GC()
+	}
+	return over
 }
 
 // heap is what is known of the process's heap, in bytes.
